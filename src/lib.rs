@@ -1,0 +1,16 @@
+//! Idempotency for tower services.
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
+mod fingerprint;
+mod key;
+pub mod machine;
+mod record;
+pub mod store;
+
+pub use fingerprint::{Fingerprint, FingerprintHasher, InvalidFingerprint};
+pub use key::{IdempotencyKey, InvalidKey, StoreKey, StoreKeyParts};
+pub use record::{
+    Claim, ClaimRequest, Claimed, Entry, FencingToken, Lease, OwnerId, Payload, Record, Snapshot,
+    State, Timestamp,
+};
+pub use store::{Store, StoreError};
