@@ -6,6 +6,7 @@ mod key;
 pub mod machine;
 mod record;
 pub mod store;
+mod telemetry;
 
 pub use fingerprint::{Fingerprint, FingerprintHasher, InvalidFingerprint};
 pub use key::{IdempotencyKey, InvalidKey, StoreKey, StoreKeyParts};
@@ -14,3 +15,4 @@ pub use record::{
     State, Timestamp,
 };
 pub use store::{Store, StoreError};
+pub use telemetry::{Outcome, Reason};

@@ -1,0 +1,127 @@
+//! What happened to a request: the [`Outcome`], and the events that tell of it.
+//!
+//! The outcome is in the extensions of every response that the layer answered or watched over, so
+//! that an outer layer can count or log it. Where the feature `tracing` is on (the default), the
+//! same is told as events with the target `tower_idempotency`; keys appear in them only as the
+//! hash [`StoreKey::log_id`](crate::StoreKey::log_id) (U19).
+//!
+//! ```
+//! use tower_idempotency::{Outcome, Reason};
+//!
+//! assert_eq!(Outcome::Replayed.as_str(), "replayed");
+//! assert_eq!(Outcome::Refused(Reason::InProgress).as_str(), "in-progress");
+//! ```
+
+use std::fmt;
+
+/// What happened to a covered request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Outcome {
+    /// The handler ran and its answer is recorded.
+    Completed,
+    /// The handler ran and its answer cannot be recorded (too large, or a stream): the key counts
+    /// as completed.
+    NotReplayable,
+    /// The handler ran and said that it did nothing: the key is free again.
+    Rejected,
+    /// The handler ran and its effect is unknown: the key can be retried.
+    Failed,
+    /// The handler ran and the store could not be told within the budget; recording goes on in
+    /// the background.
+    Unrecorded,
+    /// The handler did not run: this is the recorded answer.
+    Replayed,
+    /// The handler ran without protection, since the store could not be asked and the layer was
+    /// told to fail open.
+    Unprotected,
+    /// The handler did not run, and the request was refused.
+    Refused(Reason),
+    /// The handler ran, but another execution took its key over meanwhile, and its answer is not
+    /// there yet: the request was refused so that its retry gets the one recorded answer.
+    Superseded,
+}
+
+impl Outcome {
+    /// A short name in lower case; that of the reason for a refusal. Stable: made for metrics.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Completed => "completed",
+            Self::NotReplayable => "completed-not-replayable",
+            Self::Rejected => "rejected",
+            Self::Failed => "failed",
+            Self::Unrecorded => "unrecorded",
+            Self::Replayed => "replayed",
+            Self::Unprotected => "unprotected",
+            Self::Refused(reason) => reason.as_str(),
+            Self::Superseded => "superseded",
+        }
+    }
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// Why a request was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Reason {
+    /// A key is required and there is none.
+    KeyMissing,
+    /// The key is malformed, repeated, or not one that this resource takes.
+    KeyInvalid,
+    /// The scope asks who the caller is, and the request does not say.
+    CallerUnknown,
+    /// The body is over the limit.
+    BodyTooLarge,
+    /// The body did not end in time.
+    BodyTooSlow,
+    /// The body broke off.
+    BodyBroken,
+    /// Another request with this key is being processed.
+    InProgress,
+    /// The key was used for another payload.
+    Mismatch,
+    /// The key was used by a version of the service that computes fingerprints otherwise.
+    OtherAlgorithm,
+    /// The operation is completed and its answer cannot be given again.
+    NotReplayable,
+    /// An earlier attempt went silent, and its key is not taken over.
+    Abandoned,
+    /// The store cannot be asked, or cannot read its record.
+    StoreUnavailable,
+    /// A limit of this service is reached: of buffers or of records.
+    Overloaded,
+}
+
+impl Reason {
+    /// A short name in lower case. Stable: it ends the problem type's URI.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::KeyMissing => "key-missing",
+            Self::KeyInvalid => "key-invalid",
+            Self::CallerUnknown => "caller-unknown",
+            Self::BodyTooLarge => "body-too-large",
+            Self::BodyTooSlow => "body-too-slow",
+            Self::BodyBroken => "body-broken",
+            Self::InProgress => "in-progress",
+            Self::Mismatch => "mismatch",
+            Self::OtherAlgorithm => "other-algorithm",
+            Self::NotReplayable => "not-replayable",
+            Self::Abandoned => "abandoned",
+            Self::StoreUnavailable => "store-unavailable",
+            Self::Overloaded => "overloaded",
+        }
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
