@@ -14,5 +14,5 @@ pub use record::{
     Claim, ClaimRequest, Claimed, Entry, FencingToken, Lease, OwnerId, Payload, Record, Snapshot,
     State, Timestamp,
 };
-pub use store::{Store, StoreError};
+pub use store::{MemoryStore, Store, StoreError};
 pub use telemetry::{Outcome, Reason};
