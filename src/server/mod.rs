@@ -8,5 +8,8 @@
 
 #[cfg_attr(not(test), expect(dead_code, reason = "the service will use it"))]
 mod body;
+#[cfg_attr(not(test), expect(dead_code, reason = "the service will use it"))]
+mod problem;
 
 pub use body::{RequestBody, ResponseBody};
+pub use problem::Refusal;
