@@ -9,6 +9,8 @@
 #[cfg_attr(not(test), expect(dead_code, reason = "the service will use it"))]
 mod body;
 #[cfg_attr(not(test), expect(dead_code, reason = "the service will use it"))]
+mod codec;
+#[cfg_attr(not(test), expect(dead_code, reason = "the service will use it"))]
 mod problem;
 
 pub use body::{RequestBody, ResponseBody};
