@@ -15,6 +15,6 @@ pub use record::{
     Claim, ClaimRequest, Claimed, Entry, FencingToken, Lease, OwnerId, Payload, Record, Snapshot,
     State, Timestamp,
 };
-pub use server::{Refusal, RequestBody, ResponseBody};
+pub use server::{Fingerprinter, KeySource, Refusal, RequestBody, ResponseBody, Scope};
 pub use store::{MemoryStore, Store, StoreError};
 pub use telemetry::{Outcome, Reason};

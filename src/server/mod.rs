@@ -11,7 +11,10 @@ mod body;
 #[cfg_attr(not(test), expect(dead_code, reason = "the service will use it"))]
 mod codec;
 #[cfg_attr(not(test), expect(dead_code, reason = "the service will use it"))]
+mod extract;
+#[cfg_attr(not(test), expect(dead_code, reason = "the service will use it"))]
 mod problem;
 
 pub use body::{RequestBody, ResponseBody};
+pub use extract::{Fingerprinter, KeySource, Scope};
 pub use problem::Refusal;

@@ -1,0 +1,16 @@
+//! What the layer asks of a request: who calls ([`Scope`]), for which operation ([`KeySource`]),
+//! with which payload ([`Fingerprinter`]), and where to (`target`).
+
+mod fingerprint;
+#[cfg(feature = "json")]
+mod json;
+mod key;
+mod scope;
+mod target;
+
+pub use fingerprint::Fingerprinter;
+pub use key::KeySource;
+pub use scope::Scope;
+
+#[expect(unused_imports, reason = "the service will use them")]
+pub(crate) use target::{endpoint, is_upgrade};
