@@ -16,7 +16,7 @@ use std::{
     fmt,
     future::{Future, poll_fn},
     ops::Deref,
-    pin::{Pin, pin},
+    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -62,6 +62,7 @@ impl Gauge {
         self.0.fetch_sub(bytes, Ordering::Relaxed);
     }
 
+    #[cfg(test)]
     pub(crate) fn used(&self) -> usize {
         self.0.load(Ordering::Relaxed)
     }
@@ -279,7 +280,7 @@ pub(crate) struct BufferedBody {
 }
 
 impl BufferedBody {
-    /// How many bytes of data there are.
+    #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
         self.data.len
     }
@@ -529,12 +530,8 @@ async fn next_frame<B: Body>(mut body: Pin<&mut B>) -> Option<Result<Frame<B::Da
     poll_fn(|cx| body.as_mut().poll_frame(cx)).await
 }
 
-/// Gives up on `future` after `timeout`. A future that is ready at once needs no timer.
+/// Gives up on `future` after `timeout`.
 async fn within<F: Future>(timeout: Duration, future: F) -> Option<F::Output> {
-    let mut future = pin!(future);
-    if let Poll::Ready(output) = futures::poll!(future.as_mut()) {
-        return Some(output);
-    }
     tokio::time::timeout(timeout, future).await.ok()
 }
 
@@ -803,6 +800,8 @@ mod tests {
 
     use http::HeaderValue;
     use proptest::prelude::*;
+
+    use std::pin::pin;
 
     use super::*;
 

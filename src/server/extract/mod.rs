@@ -12,5 +12,4 @@ pub use fingerprint::Fingerprinter;
 pub use key::KeySource;
 pub use scope::Scope;
 
-#[expect(unused_imports, reason = "the service will use them")]
 pub(crate) use target::{endpoint, is_upgrade};
