@@ -1213,6 +1213,83 @@ mod tests {
         assert_eq!(drain(body).await.0, ["abc"]);
     }
 
+    /// What hyper sends over HTTP/1.1 for one answer, without its `Date`.
+    async fn sent(
+        method: &str,
+        status: u16,
+        answer: impl Fn() -> ResponseBody<Script> + Clone + Send + 'static,
+    ) -> String {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+        let (mut client, server) = tokio::io::duplex(4096);
+        let service = hyper::service::service_fn(move |_| {
+            let response = http::Response::builder()
+                .status(status)
+                .header("trailer", "x-sum")
+                .body(answer());
+            std::future::ready(response)
+        });
+        let request =
+            format!("{method} / HTTP/1.1\r\nhost: h\r\nte: trailers\r\nconnection: close\r\n\r\n");
+        client.write_all(request.as_bytes()).await.unwrap();
+        let mut builder = hyper::server::conn::http1::Builder::new();
+        builder.auto_date_header(false);
+        let connection = builder.serve_connection(hyper_util::rt::TokioIo::new(server), service);
+        let mut got = String::new();
+        let (served, read) = futures::join!(connection, client.read_to_string(&mut got));
+        served.unwrap();
+        read.unwrap();
+        got
+    }
+
+    /// U07, U22: hyper sends the trailers, and a length only where one was stated.
+    #[tokio::test]
+    async fn u07_u22_hyper_sends_what_is_meant() {
+        let of = |frames: &'static str, trailing: bool, exact| {
+            move || {
+                let trailers = trailing.then(trailers);
+                ResponseBody::buffered(Bytes::from_static(frames.as_bytes()), trailers, exact, None)
+            }
+        };
+        for frames in ["abc", ""] {
+            for exact in [true, false] {
+                let got = sent("POST", 200, of(frames, true, exact)).await;
+                assert!(got.ends_with("0\r\nx-sum: 7\r\n\r\n"), "{got}");
+                assert!(got.contains("transfer-encoding: chunked"), "{got}");
+            }
+        }
+        let got = sent("POST", 200, of("abc", false, true)).await;
+        assert!(
+            got.contains("content-length: 3\r\n") && got.ends_with("\r\n\r\nabc"),
+            "{got}"
+        );
+        let got = sent("POST", 200, of("", false, true)).await;
+        assert!(got.contains("content-length: 0\r\n"), "{got}");
+        let got = sent("HEAD", 200, of("abc", false, true)).await;
+        assert!(
+            got.contains("content-length: 3\r\n") && got.ends_with("\r\n\r\n"),
+            "{got}"
+        );
+        for (method, status, exact) in [
+            ("HEAD", 200, false),
+            ("HEAD", 200, true),
+            ("POST", 204, false),
+            ("POST", 204, true),
+            ("POST", 304, false),
+            ("POST", 304, true),
+        ] {
+            let got = sent(method, status, of("", false, exact)).await;
+            assert!(
+                !got.contains("content-length"),
+                "{method} {status} {exact}: {got}"
+            );
+            assert!(
+                !got.contains("transfer-encoding"),
+                "{method} {status} {exact}: {got}"
+            );
+        }
+    }
+
     /// U06: an answer over the size, or too slow, reaches its caller whole, trailers included.
     #[tokio::test(start_paused = true)]
     async fn u06_what_cannot_be_kept_is_passed_on_whole() {
