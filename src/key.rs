@@ -252,7 +252,7 @@ pub(crate) fn push_hex(text: &mut String, bytes: &[u8]) {
     }
 }
 
-fn short_hash(text: &str) -> String {
+pub(crate) fn short_hash(text: &str) -> String {
     let mut hex = String::with_capacity(16);
     push_hex(&mut hex, &Sha256::digest(text)[..8]);
     hex

@@ -5,6 +5,7 @@ mod fingerprint;
 mod key;
 pub mod machine;
 mod record;
+mod server;
 pub mod store;
 mod telemetry;
 
@@ -14,5 +15,6 @@ pub use record::{
     Claim, ClaimRequest, Claimed, Entry, FencingToken, Lease, OwnerId, Payload, Record, Snapshot,
     State, Timestamp,
 };
-pub use store::{Store, StoreError};
+pub use server::{Refusal, RequestBody, ResponseBody};
+pub use store::{MemoryStore, Store, StoreError};
 pub use telemetry::{Outcome, Reason};

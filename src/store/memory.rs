@@ -1,0 +1,705 @@
+//! [`MemoryStore`]: records in this process, for one server, for tests, and as the near half of a
+//! pair of stores.
+
+use std::{
+    collections::{
+        BTreeSet, HashMap,
+        hash_map::{Entry as Place, RandomState},
+    },
+    fmt,
+    hash::BuildHasher,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, TryLockError,
+        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
+    },
+    time::{Duration, SystemTime},
+};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use tokio::{sync::watch, time::Instant};
+
+use crate::{
+    fingerprint::Fingerprint,
+    key::StoreKey,
+    machine::{self, Change, Step},
+    record::{
+        Claim, ClaimRequest, FencingToken, Lease, OwnerId, Payload, Record, Snapshot, State,
+        Timestamp,
+    },
+    store::contract::{Store, StoreError},
+};
+
+/// Records in the memory of this process. A clone is another handle to the same records.
+///
+/// They are gone when the process is: a key whose answer was recorded before a restart runs again
+/// after it. Where that must not happen, or where several servers answer for one another, use a
+/// store that outlives the process.
+///
+/// # Limits
+///
+/// The store holds at most 1 000 000 records and 1 GiB, unless told otherwise: that is about
+/// 700 000 answers of 1 KiB. A record counts with its key, its recorded answer, its checkpoint and
+/// [`RECORD_OVERHEAD`](Self::RECORD_OVERHEAD). At a limit, what has expired goes first; then a new
+/// record is refused with [`StoreError::Full`], or the oldest completed ones are dropped
+/// ([`WhenFull`]). A record in progress or failed is never dropped, and ending an attempt never
+/// fails for want of room, unless there are more bytes to record than fit.
+///
+/// # Expiry
+///
+/// Each operation removes a few expired records, whosever they are; there is no background task.
+/// Tables shrink as records go.
+///
+/// # Time
+///
+/// The store reads the system's clock once, when it is made, and tokio's from then on. A change of
+/// the system's clock changes no record, and a test that pauses tokio's clock pauses the store's.
+///
+/// # Bytes
+///
+/// Answers and checkpoints are kept as they are given, without a copy. One that is a slice of a
+/// larger buffer keeps all of the buffer, which [`bytes`](Self::bytes) cannot see.
+///
+/// ```
+/// use tower_idempotency::store::{MemoryStore, WhenFull};
+///
+/// let store = MemoryStore::builder()
+///     .max_entries(10_000)
+///     .max_bytes(64 << 20)
+///     .when_full(WhenFull::DropOldestCompleted)
+///     .build();
+/// let same = store.clone();
+/// assert_eq!((same.len(), same.bytes(), same.evicted()), (0, 0, 0));
+/// ```
+#[derive(Clone)]
+pub struct MemoryStore(Arc<Shared>);
+
+impl MemoryStore {
+    /// What a record counts beyond its key, answer and checkpoint, in bytes. It takes no more.
+    pub const RECORD_OVERHEAD: usize = 400;
+
+    /// An empty store with the default limits.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::builder().build()
+    }
+
+    /// Sets limits.
+    pub fn builder() -> MemoryStoreBuilder {
+        MemoryStoreBuilder {
+            max_entries: 1_000_000,
+            max_bytes: 1 << 30,
+            when_full: WhenFull::Refuse,
+        }
+    }
+
+    /// How many records there are, those included that have expired and were not removed yet.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.0.usage.entries.load(Relaxed)
+    }
+
+    /// Whether there is no record.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// What the records count against the limit of bytes.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.0.usage.bytes.load(Relaxed)
+    }
+
+    /// How many completed records were dropped before their time, to make room.
+    #[must_use]
+    pub fn evicted(&self) -> u64 {
+        self.0.evicted.load(Relaxed)
+    }
+
+    /// Moves the store's clock forward, for tests of what happens later.
+    #[cfg(feature = "testing")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "testing")))]
+    pub fn advance_clock(&self, by: Duration) {
+        self.0.clock.advance(by);
+        // Whoever waits for the end of a lease had better look again.
+        for shard in &self.0.shards {
+            for held in lock(shard).records.values_mut() {
+                held.waiters = None;
+            }
+        }
+    }
+}
+
+impl Default for MemoryStore {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Debug for MemoryStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MemoryStore")
+            .field("len", &self.len())
+            .field("bytes", &self.bytes())
+            .field("evicted", &self.evicted())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Makes a [`MemoryStore`] with limits of your own.
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct MemoryStoreBuilder {
+    max_entries: usize,
+    max_bytes: usize,
+    when_full: WhenFull,
+}
+
+impl MemoryStoreBuilder {
+    /// The greatest number of records; 1 000 000 by default.
+    pub fn max_entries(mut self, max: usize) -> Self {
+        self.max_entries = max;
+        self
+    }
+
+    /// The most that all records may count together; 1 GiB by default.
+    pub fn max_bytes(mut self, max: usize) -> Self {
+        self.max_bytes = max;
+        self
+    }
+
+    /// What happens at a limit; [`WhenFull::Refuse`] by default.
+    pub fn when_full(mut self, when_full: WhenFull) -> Self {
+        self.when_full = when_full;
+        self
+    }
+
+    /// Makes the store.
+    #[must_use]
+    pub fn build(self) -> MemoryStore {
+        let by_age = match self.when_full {
+            WhenFull::Refuse => None,
+            WhenFull::DropOldestCompleted => Some(BTreeSet::new()),
+        };
+        MemoryStore(Arc::new(Shared {
+            clock: Clock::new(),
+            chooser: RandomState::new(),
+            shards: (0..SHARDS)
+                .map(|_| Mutex::new(Shard::new(by_age.clone())))
+                .collect(),
+            cursor: AtomicUsize::new(0),
+            usage: Usage {
+                max_entries: self.max_entries,
+                max_bytes: self.max_bytes,
+                entries: AtomicUsize::new(0),
+                bytes: AtomicUsize::new(0),
+            },
+            evicted: AtomicU64::new(0),
+        }))
+    }
+}
+
+/// What a [`MemoryStore`] does at a limit, once all that has expired is removed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum WhenFull {
+    /// New records are refused with [`StoreError::Full`], so new operations are, until others
+    /// expire.
+    #[default]
+    Refuse,
+    /// The completed records that were claimed first are dropped. A retry of one of those
+    /// operations executes it again: choose this only if they are old enough by then. Each drop
+    /// is counted ([`MemoryStore::evicted`]) and told as a `tracing` warning. The order takes some
+    /// 50 bytes for each completed record.
+    DropOldestCompleted,
+}
+
+const NAME: &str = "memory";
+
+/// Enough that threads seldom meet and that the growth of one table is a short pause, few enough
+/// that a look at each is cheap.
+const SHARDS: usize = 64;
+
+/// How many expired records an operation removes at most. More than the one that it can add, so
+/// that removal keeps up.
+const FEW: usize = 4;
+
+struct Shared {
+    clock: Clock,
+    chooser: RandomState,
+    shards: Box<[Mutex<Shard>]>,
+    cursor: AtomicUsize,
+    usage: Usage,
+    evicted: AtomicU64,
+}
+
+struct Shard {
+    records: HashMap<Arc<str>, Box<Held>>,
+    index: Index,
+    /// Stands in for every record that is absent: expired since ever, with the greatest token of
+    /// those that were removed. So tokens grow also where a key is released and claimed again
+    /// within one microsecond.
+    absent: Record,
+}
+
+struct Held {
+    record: Record,
+    /// Dropped with every change, which wakes those who wait for one.
+    waiters: Option<watch::Sender<()>>,
+}
+
+/// Exact, not lazy: a record that is renewed a million times is here once.
+struct Index {
+    by_expiry: BTreeSet<(Timestamp, Arc<str>)>,
+    /// The completed records by their first claim, kept only if the oldest are to be dropped.
+    by_age: Option<BTreeSet<(Timestamp, Arc<str>)>>,
+}
+
+struct Usage {
+    max_entries: usize,
+    max_bytes: usize,
+    entries: AtomicUsize,
+    bytes: AtomicUsize,
+}
+
+/// What a change needs and the limits do not leave.
+#[derive(Clone, Copy)]
+struct Short {
+    entries: usize,
+    bytes: usize,
+}
+
+impl Shared {
+    /// Runs one function of the machine as one atomic step.
+    fn step<T>(
+        &self,
+        key: &StoreKey,
+        function: impl Fn(Option<&Record>, Timestamp) -> Step<T>,
+    ) -> Result<T, StoreError> {
+        loop {
+            let mut shard = lock(self.shard_of(key));
+            // Read under the lock, so that it does not run backwards for this key.
+            let now = self.clock.now();
+            let done = shard.step(&self.usage, key, now, &function);
+            drop(shard);
+            match done {
+                // Wakes waiters and frees the old record, so not under the lock.
+                Ok((reply, _replaced)) => {
+                    self.tidy(now);
+                    return Ok(reply);
+                }
+                Err(short) if self.make_room(now, short) => {}
+                Err(_) => return Err(StoreError::Full { store: NAME }),
+            }
+        }
+    }
+
+    fn shard_of(&self, key: &StoreKey) -> &Mutex<Shard> {
+        &self.shards[self.chooser.hash_one(key) as usize % SHARDS]
+    }
+
+    /// Removes a few expired records of the shard whose turn it is.
+    fn tidy(&self, now: Timestamp) {
+        let turn = self.cursor.fetch_add(1, Relaxed) % SHARDS;
+        let mut shard = match self.shards[turn].try_lock() {
+            Ok(shard) => shard,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            // Busy; others will come by.
+            Err(TryLockError::WouldBlock) => return,
+        };
+        let removed = shard.remove_expired(&self.usage, now);
+        drop(shard);
+        drop(removed);
+    }
+
+    /// Removes what has expired, then what may be dropped, until there is room or nothing is left
+    /// to remove.
+    fn make_room(&self, now: Timestamp, short: Short) -> bool {
+        // Nothing is worth dropping for what can never fit.
+        if short.bytes > self.usage.max_bytes || short.entries > self.usage.max_entries {
+            return false;
+        }
+        loop {
+            let mut oldest = None;
+            let mut removed_any = false;
+            for shard in &self.shards {
+                let mut held = lock(shard);
+                let removed = held.remove_expired(&self.usage, now);
+                removed_any |= removed.iter().any(Option::is_some);
+                let first = held.index.oldest();
+                drop(held);
+                if self.usage.fits(short) {
+                    return true;
+                }
+                if let Some(age) = first
+                    && oldest.as_ref().is_none_or(|(least, _)| age < *least)
+                {
+                    oldest = Some((age, shard));
+                }
+            }
+            match oldest {
+                Some((_, shard)) => self.evict(shard),
+                None if removed_any => {}
+                None => return false,
+            }
+            if self.usage.fits(short) {
+                return true;
+            }
+        }
+    }
+
+    fn evict(&self, shard: &Mutex<Shard>) {
+        let mut held = lock(shard);
+        let Some((_, key)) = held.index.oldest() else {
+            return;
+        };
+        let dropped = held.remove(&self.usage, &key);
+        drop(held);
+        drop(dropped);
+        self.evicted.fetch_add(1, Relaxed);
+        #[cfg(feature = "tracing")]
+        tracing::warn!(
+            target: "tower_idempotency",
+            record = crate::key::short_hash(&key),
+            "the memory store is full and dropped a completed record before its time"
+        );
+    }
+
+    /// The record if it no longer runs under this token; otherwise a way to wait for a change.
+    fn look<'a>(
+        &'a self,
+        key: &'a StoreKey,
+        token: FencingToken,
+    ) -> Result<Option<Snapshot>, Waiting<'a>> {
+        let mut shard = lock(self.shard_of(key));
+        let now = self.clock.now();
+        let found = shard.records.get_mut(&**key.shared());
+        let held = match found {
+            Some(held) if !machine::is_over(Some(&held.record), now, token) => held,
+            found => return Ok(machine::get(found.map(|held| &held.record), now)),
+        };
+        let ends = held.record.lease_until.min(held.record.expires_at);
+        let sender = held.waiters.get_or_insert_with(|| watch::Sender::new(()));
+        Err(Waiting {
+            shared: self,
+            key,
+            // Under the lock, so no change falls between the look and the wait.
+            changed: Some(sender.subscribe()),
+            left: ends.since(now),
+        })
+    }
+}
+
+impl Shard {
+    fn new(by_age: Option<BTreeSet<(Timestamp, Arc<str>)>>) -> Self {
+        let long_ago = Timestamp::default();
+        Self {
+            records: HashMap::new(),
+            index: Index {
+                by_expiry: BTreeSet::new(),
+                by_age,
+            },
+            absent: Record {
+                state: State::Failed,
+                fingerprint: Fingerprint::hasher("absent").finish(),
+                owner: OwnerId::from_u128(0),
+                token: FencingToken::from_u64(0),
+                attempt: 0,
+                checkpoint: None,
+                payload: None,
+                created_at: long_ago,
+                lease_until: long_ago,
+                expires_at: long_ago,
+            },
+        }
+    }
+
+    /// The reply, and what was replaced or removed, for the caller to drop outside the lock.
+    fn step<T>(
+        &mut self,
+        usage: &Usage,
+        key: &StoreKey,
+        now: Timestamp,
+        function: impl Fn(Option<&Record>, Timestamp) -> Step<T>,
+    ) -> Result<(T, Option<Held>), Short> {
+        match self.records.entry(key.shared().clone()) {
+            Place::Occupied(mut place) => {
+                // The same text as in the table, though perhaps not the same as in `key`.
+                let name = place.key().clone();
+                let held = place.get_mut();
+                let Step { change, reply } = function(Some(&held.record), now);
+                let replaced = match change {
+                    Change::Keep => None,
+                    Change::Put(record) => {
+                        usage.resize(cost(&name, &held.record), cost(&name, &record))?;
+                        self.index.remove(&name, &held.record);
+                        self.index.insert(&name, &record);
+                        Some(Held {
+                            record: std::mem::replace(&mut held.record, record),
+                            waiters: held.waiters.take(),
+                        })
+                    }
+                    Change::Remove => self.remove(usage, &name),
+                };
+                Ok((reply, replaced))
+            }
+            Place::Vacant(place) => {
+                let Step { change, reply } = function(Some(&self.absent), now);
+                if let Change::Put(record) = change {
+                    usage.reserve(Short {
+                        entries: 1,
+                        bytes: cost(key.shared(), &record),
+                    })?;
+                    self.index.insert(key.shared(), &record);
+                    place.insert(Box::new(Held {
+                        record,
+                        waiters: None,
+                    }));
+                }
+                Ok((reply, None))
+            }
+        }
+    }
+
+    fn remove(&mut self, usage: &Usage, key: &Arc<str>) -> Option<Held> {
+        let held = *self.records.remove(key)?;
+        self.index.remove(key, &held.record);
+        usage.release(1, cost(key, &held.record));
+        self.absent.token = self.absent.token.max(held.record.token);
+        // A quarter full or less: half of the table goes back, and as much is left to grow into.
+        if self.records.len() < self.records.capacity() / 4 {
+            self.records.shrink_to(self.records.len() * 2);
+        }
+        Some(held)
+    }
+
+    fn remove_expired(&mut self, usage: &Usage, now: Timestamp) -> [Option<Held>; FEW] {
+        std::array::from_fn(|_| {
+            let key = self.index.first_expired(now)?;
+            self.remove(usage, &key)
+        })
+    }
+}
+
+impl Index {
+    fn insert(&mut self, key: &Arc<str>, record: &Record) {
+        self.by_expiry.insert((record.expires_at, key.clone()));
+        if let (Some(by_age), State::Completed) = (&mut self.by_age, record.state) {
+            by_age.insert((record.created_at, key.clone()));
+        }
+    }
+
+    fn remove(&mut self, key: &Arc<str>, record: &Record) {
+        self.by_expiry.remove(&(record.expires_at, key.clone()));
+        if let (Some(by_age), State::Completed) = (&mut self.by_age, record.state) {
+            by_age.remove(&(record.created_at, key.clone()));
+        }
+    }
+
+    fn first_expired(&self, now: Timestamp) -> Option<Arc<str>> {
+        let (expires_at, key) = self.by_expiry.first()?;
+        (*expires_at <= now).then(|| key.clone())
+    }
+
+    fn oldest(&self) -> Option<(Timestamp, Arc<str>)> {
+        self.by_age.as_ref()?.first().cloned()
+    }
+}
+
+impl Usage {
+    fn fits(&self, more: Short) -> bool {
+        self.entries.load(Relaxed).saturating_add(more.entries) <= self.max_entries
+            && self.bytes.load(Relaxed).saturating_add(more.bytes) <= self.max_bytes
+    }
+
+    fn reserve(&self, more: Short) -> Result<(), Short> {
+        let add = |count: &AtomicUsize, more: usize, max: usize| {
+            more == 0
+                || count
+                    .fetch_update(Relaxed, Relaxed, |used| {
+                        used.checked_add(more).filter(|&sum| sum <= max)
+                    })
+                    .is_ok()
+        };
+        if !add(&self.entries, more.entries, self.max_entries) {
+            return Err(more);
+        }
+        if !add(&self.bytes, more.bytes, self.max_bytes) {
+            self.release(more.entries, 0);
+            return Err(more);
+        }
+        Ok(())
+    }
+
+    /// A record that does not grow always fits.
+    fn resize(&self, from: usize, to: usize) -> Result<(), Short> {
+        match to.checked_sub(from) {
+            Some(bytes) => self.reserve(Short { entries: 0, bytes }),
+            None => {
+                self.release(0, from - to);
+                Ok(())
+            }
+        }
+    }
+
+    fn release(&self, entries: usize, bytes: usize) {
+        self.entries.fetch_sub(entries, Relaxed);
+        self.bytes.fetch_sub(bytes, Relaxed);
+    }
+}
+
+fn cost(key: &Arc<str>, record: &Record) -> usize {
+    MemoryStore::RECORD_OVERHEAD
+        + key.len()
+        + record
+            .payload
+            .as_ref()
+            .map_or(0, |payload| payload.bytes.len())
+        + record.checkpoint.as_ref().map_or(0, Bytes::len)
+}
+
+/// No code of others runs under the lock, and what we do there does not stop half-way.
+fn lock(shard: &Mutex<Shard>) -> MutexGuard<'_, Shard> {
+    shard.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+struct Waiting<'a> {
+    shared: &'a Shared,
+    key: &'a StoreKey,
+    changed: Option<watch::Receiver<()>>,
+    left: Duration,
+}
+
+impl Waiting<'_> {
+    /// Until the record changes, or its lease or it itself ends as things stand.
+    async fn until_change_or_end(&mut self) {
+        if let Some(changed) = &mut self.changed {
+            // Either way it is time to look again.
+            let _ = tokio::time::timeout(self.left, changed.changed()).await;
+        }
+    }
+}
+
+/// The last one to go leaves nothing behind, also where its future is dropped.
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.changed = None;
+        let mut shard = lock(self.shared.shard_of(self.key));
+        if let Some(held) = shard.records.get_mut(&**self.key.shared()) {
+            held.waiters.take_if(|sender| sender.receiver_count() == 0);
+        }
+    }
+}
+
+struct Clock {
+    start: Instant,
+    start_at: Timestamp,
+    #[cfg(feature = "testing")]
+    ahead: AtomicU64,
+}
+
+impl Clock {
+    fn new() -> Self {
+        Self {
+            start: Instant::now(),
+            // A clock that stands before 1970 is taken as standing there.
+            start_at: Timestamp::default() + SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default(),
+            #[cfg(feature = "testing")]
+            ahead: AtomicU64::new(0),
+        }
+    }
+
+    fn now(&self) -> Timestamp {
+        let now = self.start_at + self.start.elapsed();
+        #[cfg(feature = "testing")]
+        let now = now + Duration::from_micros(self.ahead.load(Relaxed));
+        now
+    }
+
+    #[cfg(feature = "testing")]
+    fn advance(&self, by: Duration) {
+        let micros = u64::try_from(by.as_micros()).unwrap_or(u64::MAX);
+        let _ = self
+            .ahead
+            .fetch_update(Relaxed, Relaxed, |ahead| Some(ahead.saturating_add(micros)));
+    }
+}
+
+#[async_trait]
+impl Store for MemoryStore {
+    async fn claim(&self, key: &StoreKey, request: &ClaimRequest) -> Result<Claim, StoreError> {
+        self.0
+            .step(key, |record, now| machine::claim(record, now, request))
+    }
+
+    async fn renew(
+        &self,
+        key: &StoreKey,
+        lease: &Lease,
+        lease_for: Duration,
+        ttl: Duration,
+        checkpoint: Option<Bytes>,
+    ) -> Result<(), StoreError> {
+        Ok(self.0.step(key, |record, now| {
+            machine::renew(record, now, lease, lease_for, ttl, checkpoint.clone())
+        })??)
+    }
+
+    async fn complete(
+        &self,
+        key: &StoreKey,
+        lease: &Lease,
+        payload: &Payload,
+        ttl: Duration,
+    ) -> Result<(), StoreError> {
+        Ok(self.0.step(key, |record, now| {
+            machine::complete(record, now, lease, payload, ttl)
+        })??)
+    }
+
+    async fn fail(&self, key: &StoreKey, lease: &Lease, ttl: Duration) -> Result<(), StoreError> {
+        Ok(self
+            .0
+            .step(key, |record, now| machine::fail(record, now, lease, ttl))??)
+    }
+
+    async fn release(
+        &self,
+        key: &StoreKey,
+        lease: &Lease,
+        ttl: Duration,
+    ) -> Result<(), StoreError> {
+        Ok(self
+            .0
+            .step(key, |record, now| machine::release(record, now, lease, ttl))??)
+    }
+
+    async fn get(&self, key: &StoreKey) -> Result<Option<Snapshot>, StoreError> {
+        let (found, now) = {
+            let shard = lock(self.0.shard_of(key));
+            let now = self.0.clock.now();
+            let record = shard.records.get(&**key.shared());
+            (machine::get(record.map(|held| &held.record), now), now)
+        };
+        self.0.tidy(now);
+        Ok(found)
+    }
+
+    async fn forget(&self, key: &StoreKey) -> Result<bool, StoreError> {
+        self.0.step(key, machine::forget)
+    }
+
+    async fn wait(
+        &self,
+        key: &StoreKey,
+        token: FencingToken,
+    ) -> Result<Option<Snapshot>, StoreError> {
+        loop {
+            match self.0.look(key, token) {
+                Ok(found) => return Ok(found),
+                Err(mut waiting) => waiting.until_change_or_end().await,
+            }
+        }
+    }
+}
