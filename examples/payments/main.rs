@@ -130,7 +130,12 @@ async fn run(flags: Flags) -> Result<(), String> {
     let server = tokio::spawn(server.into_future());
 
     let verdict = if flags.demo {
-        demo::play(addr).await
+        tokio::select! {
+            verdict = timeout(Duration::from_secs(60), demo::play(addr)) => {
+                verdict.unwrap_or_else(|_| Err("the demo does not end".to_owned()))
+            }
+            () = signals.next() => Err("interrupted".to_owned()),
+        }
     } else {
         print_requests_to_try(addr);
         signals.next().await;
