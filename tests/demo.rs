@@ -512,7 +512,7 @@ async fn s11_reads_pass_untouched() {
 /// exit is clean, also where the client has left.
 #[tokio::test]
 async fn u21_signals_drain() {
-    for name in ["INT", "TERM"] {
+    let drains = async |name: &str| {
         let mut server = Server::start(&[]);
         let running = server.running("order-1").await;
         server.running("order-2").await.abort();
@@ -521,7 +521,8 @@ async fn u21_signals_drain() {
         assert_eq!(server.exit_code().await, Some(0), "{name}");
         assert_eq!(server.ledger().len(), 2, "{name}");
         assert!(TcpStream::connect(server.addr).await.is_err());
-    }
+    };
+    tokio::join!(drains("INT"), drains("TERM"));
 }
 
 /// S31: the demo tells of itself whether it went as it should.
