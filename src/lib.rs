@@ -1,6 +1,65 @@
-//! Idempotency for tower services.
+//! Idempotency for tower services: **an operation named by a key happens once, and everyone who
+//! asks again gets the same answer.**
+//!
+//! [`IdempotencyLayer`] wraps any [`tower::Service`] over HTTP. A request that carries an
+//! [`Idempotency-Key`][draft] claims that key in a [`Store`]; the handler runs; its answer is
+//! recorded, and then sent. Whoever asks again with the same key and payload gets the recorded
+//! answer, whoever asks meanwhile is told so, and another payload under the same key is refused.
+//!
+//! ```no_run
+//! use axum::{Router, routing::post};
+//! use tower_idempotency::{IdempotencyLayer, MemoryStore, Scope};
+//!
+//! # #[tokio::main]
+//! # async fn main() -> std::io::Result<()> {
+//! let idempotency = IdempotencyLayer::new(MemoryStore::new(), Scope::header("x-api-key"));
+//! let app: Router = Router::new()
+//!     .route("/payments", post(|| async { "paid" }))
+//!     .layer(idempotency.clone());
+//!
+//! let listener = tokio::net::TcpListener::bind("127.0.0.1:3000").await?;
+//! axum::serve(listener, app).await?;
+//! idempotency.drain().await;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! [`IdempotencyLayer`] has an example that runs without a server, and every option with its
+//! default. The [README][readme] says what is promised and what is not, which layers go outside
+//! and inside, and when another way is better.
+//!
+//! # Where things are
+//!
+//! | question | answer |
+//! |---|---|
+//! | Which requests, whose, how long, how large? | [`IdempotencyLayer`], [`KeySource`], [`Scope`], [`Fingerprinter`] |
+//! | What counts as done? | [`verdict`] |
+//! | What can the handler know and do? | [`Execution`], in the request's extensions |
+//! | What after a crash? | [`Takeover`], [`Entry`] |
+//! | What happened? | [`Outcome`], in the response's extensions |
+//! | Where are records kept? | [`Store`], [`MemoryStore`] |
+//! | How may a record change? | [`machine`] |
+//!
+//! # Runtime
+//!
+//! A tokio runtime with time enabled is needed for covered requests. Nothing runs in the background
+//! but for requests: a task renews the lease of an execution while it runs, and executions whose
+//! callers left go on as tasks.
+//!
+//! # Features
+//!
+//! - `json` (default): keys from a JSON body, and fingerprints over canonical JSON.
+//! - `tracing` (default): events with the target `tower_idempotency`. Keys appear hashed.
+//! - `axum`: reads axum's `OriginalUri`, so that nested routers do not share records. Turn it on in
+//!   every axum app.
+//! - `testing`: the conformance suite for stores of your own.
+//!
+//! [draft]: https://datatracker.ietf.org/doc/html/draft-ietf-httpapi-idempotency-key-header-07
+//! [readme]: https://docs.rs/crate/tower-idempotency/latest
 #![cfg_attr(docsrs, feature(doc_cfg))]
+#![forbid(unsafe_code)]
 
+mod engine;
 mod fingerprint;
 mod key;
 pub mod machine;
@@ -9,12 +68,20 @@ mod server;
 pub mod store;
 mod telemetry;
 
+pub use engine::{CheckpointError, Execution, OnConflict};
 pub use fingerprint::{Fingerprint, FingerprintHasher, InvalidFingerprint};
 pub use key::{IdempotencyKey, InvalidKey, StoreKey, StoreKeyParts};
 pub use record::{
     Claim, ClaimRequest, Claimed, Entry, FencingToken, Lease, OwnerId, Payload, Record, Snapshot,
     State, Timestamp,
 };
-pub use server::{Refusal, RequestBody, ResponseBody};
+pub use server::{
+    Fingerprinter, Idempotency, IdempotencyLayer, KeySource, Probed, Refusal, RequestBody,
+    ResponseBody, ResponseFuture, Scope, Takeover, verdict,
+};
 pub use store::{MemoryStore, Store, StoreError};
 pub use telemetry::{Outcome, Reason};
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

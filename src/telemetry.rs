@@ -125,3 +125,141 @@ impl fmt::Display for Reason {
         f.write_str(self.as_str())
     }
 }
+
+pub(crate) use events::{
+    Span, claimed, detached_limit, outcome, store_error, superseded, unreadable,
+};
+
+#[cfg(feature = "tracing")]
+mod events {
+    use std::error::Error;
+
+    pub(crate) use span::Span;
+    use tracing::{Level, event};
+
+    use super::Outcome;
+    use crate::{
+        key::StoreKey,
+        record::{Claimed, Entry},
+        store::StoreError,
+    };
+
+    const TARGET: &str = "tower_idempotency";
+
+    pub(crate) fn outcome(key: Option<&StoreKey>, outcome: Outcome) {
+        event!(
+            target: TARGET,
+            Level::DEBUG,
+            key = key.map(StoreKey::log_id),
+            outcome = outcome.as_str(),
+            "answered"
+        );
+    }
+
+    pub(crate) fn claimed(key: &StoreKey, claimed: &Claimed) {
+        let attempt = claimed.lease.attempt;
+        match claimed.entry {
+            Entry::First | Entry::Retry => event!(
+                target: TARGET, Level::DEBUG, key = key.log_id(), attempt, "claimed"
+            ),
+            Entry::Takeover => event!(
+                target: TARGET,
+                Level::WARN,
+                key = key.log_id(),
+                attempt,
+                "taking over from an execution that went silent"
+            ),
+        }
+    }
+
+    pub(crate) fn store_error(key: &StoreKey, operation: &'static str, error: &StoreError) {
+        let error: &(dyn Error + 'static) = error;
+        event!(
+            target: TARGET, Level::WARN, key = key.log_id(), operation, error, "store error"
+        );
+    }
+
+    pub(crate) fn unreadable(key: &StoreKey, error: &(dyn Error + 'static)) {
+        event!(
+            target: TARGET,
+            Level::ERROR,
+            key = key.log_id(),
+            error,
+            "a recorded answer cannot be read"
+        );
+    }
+
+    pub(crate) fn superseded(key: &StoreKey) {
+        event!(
+            target: TARGET,
+            Level::WARN,
+            key = key.log_id(),
+            "another execution has taken this one's key over"
+        );
+    }
+
+    pub(crate) fn detached_limit() {
+        event!(
+            target: TARGET,
+            Level::ERROR,
+            "the limit on detached work is reached: an execution is cut off, and its key is \
+             abandoned until its lease ends"
+        );
+    }
+
+    mod span {
+        use std::future::Future;
+
+        use tracing::Instrument;
+
+        /// The span in which a request was received; it goes with the work when that is detached.
+        #[derive(Clone, Debug)]
+        pub(crate) struct Span(tracing::Span);
+
+        impl Span {
+            pub(crate) fn current() -> Self {
+                Self(tracing::Span::current())
+            }
+
+            pub(crate) fn in_scope(&self, work: impl FnOnce()) {
+                self.0.in_scope(work);
+            }
+
+            pub(crate) fn instrument<F: Future>(self, work: F) -> impl Future<Output = F::Output> {
+                work.instrument(self.0)
+            }
+        }
+    }
+}
+
+#[cfg(not(feature = "tracing"))]
+mod events {
+    use std::future::Future;
+
+    use super::Outcome;
+    use crate::{key::StoreKey, record::Claimed, store::StoreError};
+
+    pub(crate) fn outcome(_: Option<&StoreKey>, _: Outcome) {}
+    pub(crate) fn claimed(_: &StoreKey, _: &Claimed) {}
+    pub(crate) fn store_error(_: &StoreKey, _: &'static str, _: &StoreError) {}
+    pub(crate) fn unreadable(_: &StoreKey, _: &(dyn std::error::Error + 'static)) {}
+    pub(crate) fn superseded(_: &StoreKey) {}
+    pub(crate) fn detached_limit() {}
+
+    #[derive(Clone, Debug)]
+    pub(crate) struct Span;
+
+    impl Span {
+        pub(crate) fn current() -> Self {
+            Self
+        }
+
+        pub(crate) fn in_scope(&self, work: impl FnOnce()) {
+            work();
+        }
+
+        pub(crate) fn instrument<F: Future>(self, work: F) -> impl Future<Output = F::Output> {
+            work
+        }
+    }
+}

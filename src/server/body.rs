@@ -16,7 +16,7 @@ use std::{
     fmt,
     future::{Future, poll_fn},
     ops::Deref,
-    pin::{Pin, pin},
+    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -62,6 +62,7 @@ impl Gauge {
         self.0.fetch_sub(bytes, Ordering::Relaxed);
     }
 
+    #[cfg(test)]
     pub(crate) fn used(&self) -> usize {
         self.0.load(Ordering::Relaxed)
     }
@@ -279,7 +280,7 @@ pub(crate) struct BufferedBody {
 }
 
 impl BufferedBody {
-    /// How many bytes of data there are.
+    #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
         self.data.len
     }
@@ -529,12 +530,8 @@ async fn next_frame<B: Body>(mut body: Pin<&mut B>) -> Option<Result<Frame<B::Da
     poll_fn(|cx| body.as_mut().poll_frame(cx)).await
 }
 
-/// Gives up on `future` after `timeout`. A future that is ready at once needs no timer.
+/// Gives up on `future` after `timeout`.
 async fn within<F: Future>(timeout: Duration, future: F) -> Option<F::Output> {
-    let mut future = pin!(future);
-    if let Poll::Ready(output) = futures::poll!(future.as_mut()) {
-        return Some(output);
-    }
     tokio::time::timeout(timeout, future).await.ok()
 }
 
@@ -803,6 +800,8 @@ mod tests {
 
     use http::HeaderValue;
     use proptest::prelude::*;
+
+    use std::pin::pin;
 
     use super::*;
 
@@ -1212,6 +1211,83 @@ mod tests {
         let body = ResponseBody::<Script>::full(Bytes::from_static(b"abc"));
         assert_eq!(body.size_hint().exact(), Some(3));
         assert_eq!(drain(body).await.0, ["abc"]);
+    }
+
+    /// What hyper sends over HTTP/1.1 for one answer, without its `Date`.
+    async fn sent(
+        method: &str,
+        status: u16,
+        answer: impl Fn() -> ResponseBody<Script> + Clone + Send + 'static,
+    ) -> String {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+        let (mut client, server) = tokio::io::duplex(4096);
+        let service = hyper::service::service_fn(move |_| {
+            let response = http::Response::builder()
+                .status(status)
+                .header("trailer", "x-sum")
+                .body(answer());
+            std::future::ready(response)
+        });
+        let request =
+            format!("{method} / HTTP/1.1\r\nhost: h\r\nte: trailers\r\nconnection: close\r\n\r\n");
+        client.write_all(request.as_bytes()).await.unwrap();
+        let mut builder = hyper::server::conn::http1::Builder::new();
+        builder.auto_date_header(false);
+        let connection = builder.serve_connection(hyper_util::rt::TokioIo::new(server), service);
+        let mut got = String::new();
+        let (served, read) = futures::join!(connection, client.read_to_string(&mut got));
+        served.unwrap();
+        read.unwrap();
+        got
+    }
+
+    /// U07, U22: hyper sends the trailers, and a length only where one was stated.
+    #[tokio::test]
+    async fn u07_u22_hyper_sends_what_is_meant() {
+        let of = |frames: &'static str, trailing: bool, exact| {
+            move || {
+                let trailers = trailing.then(trailers);
+                ResponseBody::buffered(Bytes::from_static(frames.as_bytes()), trailers, exact, None)
+            }
+        };
+        for frames in ["abc", ""] {
+            for exact in [true, false] {
+                let got = sent("POST", 200, of(frames, true, exact)).await;
+                assert!(got.ends_with("0\r\nx-sum: 7\r\n\r\n"), "{got}");
+                assert!(got.contains("transfer-encoding: chunked"), "{got}");
+            }
+        }
+        let got = sent("POST", 200, of("abc", false, true)).await;
+        assert!(
+            got.contains("content-length: 3\r\n") && got.ends_with("\r\n\r\nabc"),
+            "{got}"
+        );
+        let got = sent("POST", 200, of("", false, true)).await;
+        assert!(got.contains("content-length: 0\r\n"), "{got}");
+        let got = sent("HEAD", 200, of("abc", false, true)).await;
+        assert!(
+            got.contains("content-length: 3\r\n") && got.ends_with("\r\n\r\n"),
+            "{got}"
+        );
+        for (method, status, exact) in [
+            ("HEAD", 200, false),
+            ("HEAD", 200, true),
+            ("POST", 204, false),
+            ("POST", 204, true),
+            ("POST", 304, false),
+            ("POST", 304, true),
+        ] {
+            let got = sent(method, status, of("", false, exact)).await;
+            assert!(
+                !got.contains("content-length"),
+                "{method} {status} {exact}: {got}"
+            );
+            assert!(
+                !got.contains("transfer-encoding"),
+                "{method} {status} {exact}: {got}"
+            );
+        }
     }
 
     /// U06: an answer over the size, or too slow, reaches its caller whole, trailers included.

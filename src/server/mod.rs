@@ -1,15 +1,22 @@
-//! The HTTP side: what is read from a request, what is recorded of an answer, and how a request is
-//! refused.
+//! The HTTP side: a tower layer around any service.
 //!
-//! - [`extract`]: what is asked of a request: who calls, under which key, with which payload.
-//! - [`body`]: requests read into memory within limits, answers kept or passed on.
-//! - [`codec`]: an answer as the bytes of a record, and back.
-//! - [`problem`]: refusals as problem documents.
+//! `layer` has the options, `service` the way of one request through key, body, claim, handler and
+//! record. What they use: `extract` (key, caller, fingerprint), `body` (buffers and limits),
+//! `codec` (the recorded form of an answer), `problem` (refusals), `verdict` (what an answer
+//! means), `takeover` (what to do after a crash).
 
-#[cfg_attr(not(test), expect(dead_code, reason = "the service will use it"))]
 mod body;
-#[cfg_attr(not(test), expect(dead_code, reason = "the service will use it"))]
+mod codec;
+mod extract;
+mod layer;
 mod problem;
+mod service;
+mod takeover;
+pub mod verdict;
 
 pub use body::{RequestBody, ResponseBody};
+pub use extract::{Fingerprinter, KeySource, Scope};
+pub use layer::IdempotencyLayer;
 pub use problem::Refusal;
+pub use service::{Idempotency, ResponseFuture};
+pub use takeover::{Probed, Takeover};

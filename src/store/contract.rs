@@ -128,7 +128,7 @@ pub trait Store: Send + Sync + 'static {
 }
 
 /// Between half of `pause` and all of it, so that many pollers do not fall into step.
-fn jittered(pause: Duration) -> Duration {
+pub(crate) fn jittered(pause: Duration) -> Duration {
     use std::hash::{BuildHasher, RandomState};
     // The standard library seeds this hasher anew each time: random enough to spread polls.
     let random = RandomState::new().hash_one(0_u8) as u32;

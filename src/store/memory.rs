@@ -47,8 +47,8 @@ use crate::{
 ///
 /// # Expiry
 ///
-/// Each operation removes a few expired records, whosever they are; there is no background task.
-/// Tables shrink as records go.
+/// Every fourth operation removes up to 16 expired records, whosever they are; there is no
+/// background task. Tables shrink as records go.
 ///
 /// # Time
 ///
@@ -188,7 +188,7 @@ impl MemoryStoreBuilder {
             shards: (0..SHARDS)
                 .map(|_| Mutex::new(Shard::new(by_age.clone())))
                 .collect(),
-            cursor: AtomicUsize::new(0),
+            turn: AtomicUsize::new(0),
             usage: Usage {
                 max_entries: self.max_entries,
                 max_bytes: self.max_bytes,
@@ -221,15 +221,18 @@ const NAME: &str = "memory";
 /// that a look at each is cheap.
 const SHARDS: usize = 64;
 
-/// How many expired records an operation removes at most. More than the one that it can add, so
-/// that removal keeps up.
-const FEW: usize = 4;
+/// One operation in so many looks for expired records: looking costs a lock.
+const LOOK_EVERY: usize = 4;
+
+/// How many expired records it removes at most: several for each operation, and an operation adds
+/// one at most, so removal keeps up.
+const FEW: usize = 16;
 
 struct Shared {
     clock: Clock,
     chooser: RandomState,
     shards: Box<[Mutex<Shard>]>,
-    cursor: AtomicUsize,
+    turn: AtomicUsize,
     usage: Usage,
     evicted: AtomicU64,
 }
@@ -299,10 +302,13 @@ impl Shared {
         &self.shards[self.chooser.hash_one(key) as usize % SHARDS]
     }
 
-    /// Removes a few expired records of the shard whose turn it is.
+    /// Removes a few expired records of the shard whose turn it is, if it is time to.
     fn tidy(&self, now: Timestamp) {
-        let turn = self.cursor.fetch_add(1, Relaxed) % SHARDS;
-        let mut shard = match self.shards[turn].try_lock() {
+        let turn = self.turn.fetch_add(1, Relaxed);
+        if !turn.is_multiple_of(LOOK_EVERY) {
+            return;
+        }
+        let mut shard = match self.shards[turn / LOOK_EVERY % SHARDS].try_lock() {
             Ok(shard) => shard,
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
             // Busy; others will come by.
@@ -326,7 +332,7 @@ impl Shared {
             for shard in &self.shards {
                 let mut held = lock(shard);
                 let removed = held.remove_expired(&self.usage, now);
-                removed_any |= removed.iter().any(Option::is_some);
+                removed_any |= !removed.is_empty();
                 let first = held.index.oldest();
                 drop(held);
                 if self.usage.fits(short) {
@@ -474,11 +480,13 @@ impl Shard {
         Some(held)
     }
 
-    fn remove_expired(&mut self, usage: &Usage, now: Timestamp) -> [Option<Held>; FEW] {
-        std::array::from_fn(|_| {
+    fn remove_expired(&mut self, usage: &Usage, now: Timestamp) -> Vec<Held> {
+        std::iter::from_fn(|| {
             let key = self.index.first_expired(now)?;
             self.remove(usage, &key)
         })
+        .take(FEW)
+        .collect()
     }
 }
 

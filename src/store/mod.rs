@@ -3,5 +3,7 @@
 mod contract;
 mod memory;
 
+pub(crate) use contract::jittered;
+
 pub use contract::{Store, StoreError};
 pub use memory::{MemoryStore, MemoryStoreBuilder, WhenFull};

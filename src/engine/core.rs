@@ -1,0 +1,122 @@
+//! The [`Engine`] itself: the store, the options and what all its executions share.
+
+use std::{future::Future, sync::Arc, time::Duration};
+
+use tokio::time::Instant;
+
+use crate::{
+    engine::{waiting::Waits, work::Work},
+    store::{Store, StoreError},
+};
+
+/// What a request does that meets a running execution of its own key and payload.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnConflict {
+    /// It is refused at once: 409 with `Retry-After` (I07). The default.
+    #[default]
+    Reject,
+    /// It waits up to this long for the answer, and is refused after that.
+    ///
+    /// Choose it where clients do not retry by themselves. Waiting requests hold their
+    /// connection and their buffered body, but not the inner service. Where the execution that
+    /// they wait for fails, they try for themselves, one after the other.
+    Wait(Duration),
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Options {
+    pub(crate) ttl: Duration,
+    pub(crate) lease: Duration,
+    pub(crate) on_conflict: OnConflict,
+    pub(crate) take_over: bool,
+    pub(crate) fail_open: bool,
+    pub(crate) store_timeout: Duration,
+    pub(crate) record_timeout: Duration,
+    pub(crate) checkpoint_limit: usize,
+    pub(crate) max_waiting: usize,
+    pub(crate) max_detached: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            ttl: Duration::from_secs(24 * 60 * 60),
+            lease: Duration::from_secs(30),
+            on_conflict: OnConflict::Reject,
+            take_over: true,
+            fail_open: false,
+            store_timeout: Duration::from_secs(2),
+            record_timeout: Duration::from_secs(5),
+            checkpoint_limit: 64 * 1024,
+            max_waiting: 10_000,
+            max_detached: 10_000,
+        }
+    }
+}
+
+#[derive(Clone)]
+pub(crate) struct Engine(Arc<Inner>);
+
+// Cloned only when an option is set after the engine was shared: see `options_mut`.
+#[derive(Clone)]
+struct Inner {
+    store: Arc<dyn Store>,
+    options: Options,
+    work: Arc<Work>,
+    waits: Arc<Waits>,
+}
+
+impl Engine {
+    pub(crate) fn new(store: Arc<dyn Store>) -> Self {
+        Self(Arc::new(Inner {
+            store,
+            options: Options::default(),
+            work: Arc::default(),
+            waits: Arc::default(),
+        }))
+    }
+
+    pub(crate) fn options(&self) -> &Options {
+        &self.0.options
+    }
+
+    /// For a builder. Clones that exist already keep their options and go on sharing the limits.
+    pub(crate) fn options_mut(&mut self) -> &mut Options {
+        &mut Arc::make_mut(&mut self.0).options
+    }
+
+    pub(crate) fn store(&self) -> &Arc<dyn Store> {
+        &self.0.store
+    }
+
+    pub(crate) fn work(&self) -> &Arc<Work> {
+        &self.0.work
+    }
+
+    pub(super) fn waits(&self) -> &Arc<Waits> {
+        &self.0.waits
+    }
+
+    /// Waits until nothing runs between claim and record any more.
+    pub(crate) async fn drain(&self) {
+        self.0.work.idle().await;
+    }
+
+    /// Puts the deadline on a store call. Past it, whether the call took effect is not known.
+    pub(super) async fn ask<T>(
+        &self,
+        call: impl Future<Output = Result<T, StoreError>>,
+    ) -> Result<T, StoreError> {
+        match tokio::time::timeout(self.options().store_timeout, call).await {
+            Ok(answer) => answer,
+            Err(elapsed) => Err(StoreError::unavailable("asked", elapsed)),
+        }
+    }
+}
+
+/// The moment when a limit that starts now is over.
+pub(super) fn deadline(limit: Duration) -> Instant {
+    // A limit that is meant as none must not overflow the clock.
+    const FAR: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+    Instant::now() + limit.min(FAR)
+}

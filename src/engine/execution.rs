@@ -1,0 +1,265 @@
+//! The handler's view of its own execution.
+
+use std::{
+    error::Error,
+    fmt,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use bytes::Bytes;
+use sha2::{Digest, Sha256};
+use tokio::sync::Notify;
+
+use crate::{
+    engine::core::Engine,
+    key::{StoreKey, push_hex},
+    record::{Claimed, Entry, FencingToken, Lease},
+    store::StoreError,
+    telemetry,
+};
+
+/// What a handler can learn of, and do for, the execution that it is part of.
+///
+/// The server layer puts one into the extensions of every request that it runs under a key. A
+/// request that runs without a key, or without protection because the layer fails open, has none.
+/// Clones are views of the same execution.
+///
+/// ```
+/// use tower_idempotency::{Entry, Execution};
+///
+/// async fn pay(execution: &Execution) -> Result<(), Box<dyn std::error::Error>> {
+///     // What an earlier attempt has done already need not be done again.
+///     if execution.checkpoint().is_none() {
+///         let charge_key = execution.derive("charge");
+///         // … charge the card, with `charge_key` as the idempotency key of that call …
+///         # let _ = charge_key;
+///         execution.save_checkpoint("charged").await?;
+///     }
+///     if execution.entry() == Entry::Takeover {
+///         // … the process that made the earlier attempt died …
+///     }
+///     Ok(())
+/// }
+/// ```
+#[derive(Clone)]
+pub struct Execution(Arc<Inner>);
+
+struct Inner {
+    engine: Engine,
+    key: StoreKey,
+    lease: Lease,
+    entry: Entry,
+    checkpoint: Mutex<Option<Bytes>>,
+    superseded: AtomicBool,
+    supersession: Notify,
+}
+
+impl Execution {
+    pub(super) fn new(engine: Engine, key: StoreKey, claimed: Claimed) -> Self {
+        Self(Arc::new(Inner {
+            engine,
+            key,
+            lease: claimed.lease,
+            entry: claimed.entry,
+            checkpoint: Mutex::new(claimed.checkpoint),
+            superseded: AtomicBool::new(false),
+            supersession: Notify::new(),
+        }))
+    }
+
+    pub(super) fn engine(&self) -> &Engine {
+        &self.0.engine
+    }
+
+    pub(super) fn lease(&self) -> &Lease {
+        &self.0.lease
+    }
+
+    /// The idempotency key, as the client chose it.
+    #[must_use]
+    pub fn key(&self) -> &str {
+        self.0.key.parts().key
+    }
+
+    /// The name of the record in the store.
+    #[must_use]
+    pub fn store_key(&self) -> &StoreKey {
+        &self.0.key
+    }
+
+    /// Which attempt this is, from 1.
+    #[must_use]
+    pub fn attempt(&self) -> u32 {
+        self.0.lease.attempt
+    }
+
+    /// Whether this is the first attempt, a retry after a failure, or a takeover after an attempt
+    /// went silent (P5).
+    #[must_use]
+    pub fn entry(&self) -> Entry {
+        self.0.entry
+    }
+
+    /// A number that grows with every claim of this key: see [`FencingToken`].
+    #[must_use]
+    pub fn fencing_token(&self) -> FencingToken {
+        self.0.lease.token
+    }
+
+    /// What was last saved of the progress, by this attempt or an earlier one (S08).
+    #[must_use]
+    pub fn checkpoint(&self) -> Option<Bytes> {
+        let checkpoint = self.0.checkpoint.lock();
+        checkpoint.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Saves progress on the record, in place of what was saved before, and renews the lease.
+    ///
+    /// The next attempt finds it if this one fails or its process dies. Save one after each step
+    /// that must not be done twice. An attempt that saved a checkpoint has done something, so a
+    /// rejection (a 4xx) counts as a failure from then on, and the key is not free for another
+    /// payload.
+    ///
+    /// # Errors
+    ///
+    /// [`CheckpointError::TooLarge`] over the limit (64 KiB unless set otherwise);
+    /// [`CheckpointError::Store`] where the store did not take it: with
+    /// [`StoreError::Superseded`] another execution has taken over, and this one should stop. After
+    /// [`StoreError::Unavailable`] it may be saved or not.
+    ///
+    /// # Cancellation
+    ///
+    /// When this is dropped, the checkpoint may be saved or not, as a whole.
+    pub async fn save_checkpoint(
+        &self,
+        checkpoint: impl AsRef<[u8]>,
+    ) -> Result<(), CheckpointError> {
+        let options = self.0.engine.options();
+        let limit = options.checkpoint_limit;
+        if checkpoint.as_ref().len() > limit {
+            return Err(CheckpointError::TooLarge { limit });
+        }
+        // Copied, so that the record does not keep the caller's buffer alive (U10).
+        let saved = Bytes::copy_from_slice(checkpoint.as_ref());
+        self.renew(Some(saved.clone()))
+            .await
+            .map_err(CheckpointError::Store)?;
+        *self
+            .0
+            .checkpoint
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = Some(saved);
+        Ok(())
+    }
+
+    /// A key for a call to another service: stable over all attempts of this operation, and
+    /// different for each purpose, key, endpoint and caller (S25).
+    ///
+    /// 32 lower-case hex digits. It does not depend on the record, so it is the same also where
+    /// the store lost the record and the operation runs again; it is therefore the same, too, for
+    /// a new operation that uses the client's key again after the record expired.
+    #[must_use]
+    pub fn derive(&self, purpose: &str) -> String {
+        let key = self.0.key.as_str();
+        let digest = Sha256::new()
+            .chain_update((key.len() as u64).to_be_bytes())
+            .chain_update(key)
+            .chain_update(purpose)
+            .finalize();
+        let mut derived = String::with_capacity(32);
+        push_hex(&mut derived, &digest[..16]);
+        derived
+    }
+
+    /// Whether another execution is known to have taken the key over. This one can record nothing
+    /// any more and should stop.
+    #[must_use]
+    pub fn is_superseded(&self) -> bool {
+        self.0.superseded.load(Ordering::Acquire)
+    }
+
+    /// Returns once another execution is known to have taken the key over; never, otherwise.
+    ///
+    /// It is learnt from the store with the next renewal, so up to a third of the lease after it
+    /// happened. Dropping this changes nothing.
+    pub async fn superseded(&self) {
+        let mut notified = std::pin::pin!(self.0.supersession.notified());
+        // Registered before the look, so that a signal between the two is not missed.
+        notified.as_mut().enable();
+        if !self.is_superseded() {
+            notified.await;
+        }
+    }
+
+    /// Renews the lease, and notes if another execution has the key.
+    pub(super) async fn renew(&self, checkpoint: Option<Bytes>) -> Result<(), StoreError> {
+        let Inner {
+            engine, key, lease, ..
+        } = &*self.0;
+        let options = engine.options();
+        let renewed = engine
+            .ask(
+                engine
+                    .store()
+                    .renew(key, lease, options.lease, options.ttl, checkpoint),
+            )
+            .await;
+        if matches!(renewed, Err(StoreError::Superseded)) {
+            self.supersede();
+        }
+        renewed
+    }
+
+    pub(super) fn supersede(&self) {
+        if !self.0.superseded.swap(true, Ordering::AcqRel) {
+            telemetry::superseded(&self.0.key);
+            self.0.supersession.notify_waiters();
+        }
+    }
+}
+
+/// Without the key in clear and the contents of the checkpoint (U19).
+impl fmt::Debug for Execution {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Execution")
+            .field("key", &self.0.key)
+            .field("lease", &self.0.lease)
+            .field("entry", &self.0.entry)
+            .field("superseded", &self.is_superseded())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Why a checkpoint was not saved.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum CheckpointError {
+    /// It is larger than the limit.
+    TooLarge {
+        /// The limit, in bytes.
+        limit: usize,
+    },
+    /// The store did not take it.
+    Store(StoreError),
+}
+
+impl fmt::Display for CheckpointError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::TooLarge { limit } => write!(f, "the checkpoint is larger than {limit} bytes"),
+            Self::Store(_) => f.write_str("the store did not take the checkpoint"),
+        }
+    }
+}
+
+impl Error for CheckpointError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match self {
+            Self::TooLarge { .. } => None,
+            Self::Store(error) => Some(error),
+        }
+    }
+}

@@ -1,0 +1,21 @@
+//! What gives the promises to any asynchronous work: claim a key, run, renew, record, release.
+//!
+//! The engine knows no HTTP and no concrete store. The server layer drives it in this order:
+//! [`Engine::begin`] claims the key or says what to answer instead; [`Running::watch`] runs the
+//! work and keeps the lease alive meanwhile; [`Running::end`] records how it ended. All three run
+//! inside one [`Attached`] future, which moves to the runtime when its caller leaves.
+
+mod attached;
+mod begin;
+mod core;
+mod execution;
+mod running;
+mod waiting;
+mod work;
+
+pub(crate) use attached::{Attached, Stage};
+pub(crate) use begin::Begin;
+pub(crate) use core::Engine;
+pub use core::OnConflict;
+pub use execution::{CheckpointError, Execution};
+pub(crate) use running::{Ended, Ending, Running};

@@ -1,0 +1,406 @@
+//! The [`IdempotencyLayer`]: the store, the caller's identity, and every option.
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use http::{HeaderMap, Response, StatusCode, request, response};
+use tower_layer::Layer;
+
+use super::{
+    body::Gauge,
+    extract::{Fingerprinter, KeySource, Scope},
+    problem::Refusal,
+    service::{Config, Idempotency},
+    takeover::Takeover,
+    verdict::{self, Verdict},
+};
+use crate::{
+    engine::{Engine, OnConflict},
+    key::{IdempotencyKey, InvalidKey},
+    store::Store,
+};
+
+/// Gives idempotency to a service: see the [crate's documentation](crate) for what that means.
+///
+/// ```
+/// use std::{convert::Infallible, time::Duration};
+///
+/// use bytes::Bytes;
+/// use http::{Request, Response};
+/// use http_body_util::{BodyExt, Full};
+/// use tower::{Layer, Service, ServiceExt, service_fn};
+/// use tower_idempotency::{IdempotencyLayer, MemoryStore, RequestBody, Scope};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() {
+/// let layer = IdempotencyLayer::new(MemoryStore::new(), Scope::header("x-api-key"))
+///     .require_key(true)
+///     .ttl(Duration::from_secs(60 * 60));
+///
+/// let handler = |request: Request<RequestBody<Full<Bytes>>>| async move {
+///     let body = request.into_body().collect().await.unwrap().to_bytes();
+///     Ok::<_, Infallible>(Response::new(Full::from(body)))
+/// };
+/// let mut service = layer.layer(service_fn(handler));
+///
+/// let request = || {
+///     Request::post("/payments")
+///         .header("x-api-key", "merchant-7")
+///         .header("idempotency-key", "\"order-1\"")
+///         .body(Full::from("100 EUR"))
+///         .unwrap()
+/// };
+/// let first = service.ready().await.unwrap().call(request()).await.unwrap();
+/// let again = service.ready().await.unwrap().call(request()).await.unwrap();
+///
+/// assert!(!first.headers().contains_key("idempotent-replayed"));
+/// assert_eq!(again.headers()["idempotent-replayed"], "true");
+/// assert_eq!(again.into_body().collect().await.unwrap().to_bytes(), "100 EUR");
+///
+/// // Before the process ends:
+/// layer.drain().await;
+/// # }
+/// ```
+///
+/// # Sharing
+///
+/// Clones of a layer, and the services it makes, share the store and the limits. An option that is
+/// set on a clone is the clone's own (U25).
+#[must_use]
+pub struct IdempotencyLayer<S: ?Sized> {
+    store: Arc<S>,
+    config: Arc<Config>,
+}
+
+impl<S: ?Sized> Clone for IdempotencyLayer<S> {
+    fn clone(&self) -> Self {
+        Self {
+            store: Arc::clone(&self.store),
+            config: Arc::clone(&self.config),
+        }
+    }
+}
+
+impl<S: ?Sized> fmt::Debug for IdempotencyLayer<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("IdempotencyLayer")
+            .field("engine", self.config.engine.options())
+            .field("scope", &self.config.scope)
+            .field("key", &self.config.key)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<S: ?Sized, Svc> Layer<Svc> for IdempotencyLayer<S> {
+    type Service = Idempotency<Svc>;
+
+    fn layer(&self, inner: Svc) -> Self::Service {
+        Idempotency::new(inner, Arc::clone(&self.config))
+    }
+}
+
+impl<S: Store> IdempotencyLayer<S> {
+    /// A layer that keeps its records in `store`, apart for each caller that `scope` tells.
+    ///
+    /// The scope is asked for because nothing safe can be assumed: without it, one user who
+    /// guesses another's key would get the other's answer (I12, U33).
+    pub fn new(store: S, scope: Scope) -> Self {
+        let store = Arc::new(store);
+        let engine = Engine::new(Arc::clone(&store) as Arc<dyn Store>);
+        Self {
+            store,
+            config: Arc::new(Config {
+                engine,
+                scope,
+                key: KeySource::default(),
+                key_required: false,
+                validate_key: None,
+                covers: None,
+                prefix: "idem".to_owned(),
+                scope_by_endpoint: true,
+                fingerprinter: Fingerprinter::default(),
+                judge: Arc::new(verdict::by_status),
+                takeover: Takeover::default(),
+                replay_status: None,
+                replay_set_cookie: false,
+                retry_after: Duration::from_secs(1),
+                body_limit: MIB,
+                body_timeout: Duration::from_secs(30),
+                response_limit: MIB,
+                response_timeout: Duration::from_secs(10),
+                buffer_limit: 256 * MIB,
+                gauge: Arc::new(Gauge::new()),
+                docs_url: None,
+                on_refusal: None,
+            }),
+        }
+    }
+}
+
+const MIB: usize = 1024 * 1024;
+
+/// What is covered, and where the key comes from.
+impl<S: ?Sized> IdempotencyLayer<S> {
+    /// Which requests the layer covers: POST and PATCH by default (S11).
+    ///
+    /// All others pass to the inner service untouched, and so do upgrades, whatever this says.
+    /// Narrow it to leave out streaming calls; widen it for a PUT or DELETE whose effects are not
+    /// idempotent by themselves. Called for every request, so it should be cheap.
+    pub fn covers(self, covers: impl Fn(&request::Parts) -> bool + Send + Sync + 'static) -> Self {
+        self.set(|config| config.covers = Some(Arc::new(covers)))
+    }
+
+    /// Whether a covered request without a key is refused with 400 (S12). The default is `false`:
+    /// it passes to the inner service untouched.
+    ///
+    /// Set it where a repeated effect costs money.
+    pub fn require_key(self, required: bool) -> Self {
+        self.set(|config| config.key_required = required)
+    }
+
+    /// Where the key comes from: by default the header `Idempotency-Key`, as a structured-field
+    /// string or bare (I01).
+    pub fn key(self, source: KeySource) -> Self {
+        self.set(|config| config.key = source)
+    }
+
+    /// A further check of keys, before any lookup (I03, I11): by default any key of 1 to 255
+    /// visible ASCII characters or spaces is taken. A refusal is 400, with the error as detail.
+    ///
+    /// Set it where you publish a format. Do not ask for UUID version 4 lightly: several official
+    /// SDKs send other keys (U32).
+    pub fn validate_key(
+        self,
+        validate: impl Fn(&IdempotencyKey) -> Result<(), InvalidKey> + Send + Sync + 'static,
+    ) -> Self {
+        self.set(|config| config.validate_key = Some(Arc::new(validate)))
+    }
+
+    /// What every store key begins with: `idem` by default.
+    ///
+    /// Set it where several applications share a store.
+    pub fn prefix(self, prefix: impl Into<String>) -> Self {
+        self.set(|config| config.prefix = prefix.into())
+    }
+
+    /// Whether method and path belong to the scope of a key. The default is `true`: one key at
+    /// two endpoints is two operations.
+    ///
+    /// Turned off, a key is the caller's over all endpoints, and using it at a second one is a
+    /// mismatch (with the default fingerprint, which covers method and path).
+    pub fn scope_by_endpoint(self, by_endpoint: bool) -> Self {
+        self.set(|config| config.scope_by_endpoint = by_endpoint)
+    }
+
+    /// What tells payloads apart: by default SHA-256 over method, path, query and body (I04).
+    pub fn fingerprint(self, fingerprinter: Fingerprinter) -> Self {
+        self.set(|config| config.fingerprinter = fingerprinter)
+    }
+}
+
+/// What an answer means, and how it is given again.
+impl<S: ?Sized> IdempotencyLayer<S> {
+    /// What an answer says about its operation: by default [`verdict::by_status`]. Another preset
+    /// is [`verdict::record_errors`].
+    ///
+    /// It gets the head of the answer and its trailers, where there are any. A judge that panics
+    /// counts as a handler that did.
+    pub fn judge(
+        self,
+        judge: impl Fn(&response::Parts, Option<&HeaderMap>) -> Verdict + Send + Sync + 'static,
+    ) -> Self {
+        self.set(|config| config.judge = Arc::new(judge))
+    }
+
+    /// Gives a replay another status than the recorded one, 200 for 201, say (S13). By default it
+    /// keeps the recorded one (U27).
+    pub fn replay_status(
+        self,
+        map: impl Fn(StatusCode) -> StatusCode + Send + Sync + 'static,
+    ) -> Self {
+        self.set(|config| config.replay_status = Some(Arc::new(map)))
+    }
+
+    /// Whether a replay repeats `Set-Cookie`. The default is `false`: a session that was started
+    /// once is not handed out for as long as the record lives.
+    pub fn replay_set_cookie(self, replay: bool) -> Self {
+        self.set(|config| config.replay_set_cookie = replay)
+    }
+
+    /// Where clients can read about keys: the base of the problem types, and the target of
+    /// `Link: rel="describedby"` (I03, I08). None by default.
+    ///
+    /// # Panics
+    ///
+    /// If the URL cannot stand in a header.
+    pub fn docs_url(self, url: impl Into<String>) -> Self {
+        let url = url.into();
+        assert!(
+            url.bytes()
+                .all(|b| matches!(b, b'!'..=b'~') && b != b'<' && b != b'>'),
+            "a docs URL is visible ASCII without angle brackets"
+        );
+        self.set(|config| config.docs_url = Some(url))
+    }
+
+    /// Replaces the answers of refusals: gets what is refused, and the problem document that would
+    /// be sent (I10). By default that is sent.
+    ///
+    /// Set it where your API has an error format of its own. Keep the status: clients know by it
+    /// whether to retry.
+    pub fn on_refusal(
+        self,
+        respond: impl Fn(&Refusal, Response<Bytes>) -> Response<Bytes> + Send + Sync + 'static,
+    ) -> Self {
+        self.set(|config| config.on_refusal = Some(Arc::new(respond)))
+    }
+}
+
+/// Time and concurrency.
+impl<S: ?Sized> IdempotencyLayer<S> {
+    /// How long a record lives after its operation ended, or after its lease where nobody said
+    /// how it ended: 24 hours by default (S05).
+    ///
+    /// It should be longer than any client goes on retrying.
+    ///
+    /// # Panics
+    ///
+    /// If it is zero.
+    pub fn ttl(self, ttl: Duration) -> Self {
+        assert!(!ttl.is_zero(), "the time to live is zero");
+        self.set(|config| config.engine.options_mut().ttl = ttl)
+    }
+
+    /// How long a claim holds when its process dies: 30 seconds by default. While the handler runs
+    /// it is renewed every third of it.
+    ///
+    /// Shorter, and a crash is noticed sooner; but a process that is paused, or cut off from the
+    /// store, for longer than this is taken over while it still runs.
+    ///
+    /// # Panics
+    ///
+    /// If it is zero.
+    pub fn lease(self, lease: Duration) -> Self {
+        assert!(!lease.is_zero(), "the lease is zero");
+        self.set(|config| config.engine.options_mut().lease = lease)
+    }
+
+    /// What a request does that meets a running execution of its own key and payload: by default
+    /// it is refused with 409 (S03).
+    pub fn on_conflict(self, on_conflict: OnConflict) -> Self {
+        self.set(|config| config.engine.options_mut().on_conflict = on_conflict)
+    }
+
+    /// What a request does that meets an execution that went silent: by default it runs the
+    /// handler again (P5).
+    pub fn takeover(self, takeover: Takeover) -> Self {
+        self.set(|config| {
+            config.engine.options_mut().take_over = takeover.runs();
+            config.takeover = takeover;
+        })
+    }
+
+    /// Whether the handler runs without protection while the store cannot be asked. The default is
+    /// `false`: the request is refused with 503 (P8, U13).
+    ///
+    /// Set it only where a missed request is worse than a repeated one.
+    pub fn fail_open(self, fail_open: bool) -> Self {
+        self.set(|config| config.engine.options_mut().fail_open = fail_open)
+    }
+
+    /// What `Retry-After` says in refusals that a retry can mend: 1 second by default, in whole
+    /// seconds and at least one.
+    pub fn retry_after(self, retry_after: Duration) -> Self {
+        self.set(|config| config.retry_after = retry_after)
+    }
+
+    /// The deadline of each call of the store: 2 seconds by default. Past it, the store counts as
+    /// one that cannot be asked.
+    pub fn store_timeout(self, timeout: Duration) -> Self {
+        self.set(|config| config.engine.options_mut().store_timeout = timeout)
+    }
+
+    /// How long an answer waits for its record when the store went away after the claim: 5 seconds
+    /// by default. After that it is sent, and recording goes on in the background (P3).
+    pub fn record_timeout(self, timeout: Duration) -> Self {
+        self.set(|config| config.engine.options_mut().record_timeout = timeout)
+    }
+}
+
+/// Limits (P9).
+impl<S: ?Sized> IdempotencyLayer<S> {
+    /// The greatest request body, in bytes: 1 MiB by default. A larger one is refused with 413;
+    /// one of exactly this size passes (U16).
+    pub fn body_limit(self, bytes: usize) -> Self {
+        self.set(|config| config.body_limit = bytes)
+    }
+
+    /// How long a request body may take to arrive: 30 seconds by default; then it is refused with
+    /// 408.
+    pub fn body_timeout(self, timeout: Duration) -> Self {
+        self.set(|config| config.body_timeout = timeout)
+    }
+
+    /// The greatest answer that is recorded, in bytes of body: 1 MiB by default. A larger one is
+    /// sent on whole, and its key counts as completed and not replayable (U06).
+    pub fn response_limit(self, bytes: usize) -> Self {
+        self.set(|config| config.response_limit = bytes)
+    }
+
+    /// How long the body of an answer may take to arrive, after its head, to be recorded: 10
+    /// seconds by default. A slower one is sent on as it comes, and its key counts as completed
+    /// and not replayable.
+    pub fn response_timeout(self, timeout: Duration) -> Self {
+        self.set(|config| config.response_timeout = timeout)
+    }
+
+    /// The bytes of all bodies together that this layer and its clones hold: 256 MiB by default.
+    /// At the limit a new request is refused with 503 (U36).
+    ///
+    /// Answers count, but are never given up for the limit: it can be exceeded by one
+    /// [`response_limit`](Self::response_limit) for each execution that runs.
+    pub fn buffer_limit(self, bytes: usize) -> Self {
+        self.set(|config| config.buffer_limit = bytes)
+    }
+
+    /// The greatest checkpoint, in bytes: 64 KiB by default.
+    pub fn checkpoint_limit(self, bytes: usize) -> Self {
+        self.set(|config| config.engine.options_mut().checkpoint_limit = bytes)
+    }
+
+    /// How many requests may wait for another execution at once, in this layer and its clones:
+    /// 10 000 by default. One more is refused with 409, as if it did not want to wait.
+    pub fn max_waiting(self, requests: usize) -> Self {
+        self.set(|config| config.engine.options_mut().max_waiting = requests)
+    }
+
+    /// How many executions may go on without their caller at once, in this layer and its clones:
+    /// 10 000 by default. One more is cut off where it stands, as if its process had died, and
+    /// an error is logged.
+    pub fn max_detached(self, executions: usize) -> Self {
+        self.set(|config| config.engine.options_mut().max_detached = executions)
+    }
+}
+
+impl<S: ?Sized> IdempotencyLayer<S> {
+    /// The store, for an operator's `get` and `forget`.
+    #[must_use]
+    pub fn store(&self) -> &S {
+        &self.store
+    }
+
+    /// Waits until no execution is between its claim and its record any more: those whose callers
+    /// wait, those whose callers left, and records that the store has yet to take (P4, U21).
+    ///
+    /// Await it after the server stopped taking requests, and before the process ends. It does not
+    /// keep new executions from starting. While the store cannot be asked it does not return, so
+    /// put a time limit of yours around it; dropping it changes nothing.
+    pub async fn drain(&self) {
+        self.config.engine.drain().await;
+    }
+
+    fn set(mut self, set: impl FnOnce(&mut Config)) -> Self {
+        set(Arc::make_mut(&mut self.config));
+        self
+    }
+}

@@ -1,0 +1,395 @@
+//! What the tests of the layer share: a store whose calls can be failed, held and counted, a
+//! request body and a handler that yield, and short ways to make requests and read answers.
+
+use std::{
+    collections::VecDeque,
+    convert::Infallible,
+    future::Future,
+    pin::Pin,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use http::{HeaderMap, Request, Response, StatusCode};
+use http_body::{Body, Frame};
+use http_body_util::{BodyExt, Full};
+use tokio::sync::Notify;
+use tower_idempotency::{
+    Claim, ClaimRequest, FencingToken, IdempotencyLayer, Lease, MemoryStore, Payload, RequestBody,
+    Scope, Snapshot, Store, StoreError, StoreKey,
+};
+
+/// One operation of a store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Op {
+    Claim,
+    Renew,
+    Complete,
+    Fail,
+    Release,
+    Get,
+    Forget,
+    Wait,
+}
+
+/// What happens to one call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// It fails as unavailable, and does nothing.
+    Lost,
+    /// It takes effect, and its answer is lost: it fails as unavailable.
+    AnswerLost,
+    /// It does nothing, and never returns.
+    Hangs,
+    /// It takes effect, and never returns.
+    AnswerHangs,
+    /// It fails as corrupt.
+    Corrupt,
+    /// It fails as full.
+    Full,
+    /// It takes effect, and then waits for [`Scripted::open`].
+    AnswerHeld,
+}
+
+/// A memory store that does as it is told. Clones share everything.
+#[derive(Clone, Default)]
+pub(crate) struct Scripted(Arc<Script>);
+
+#[derive(Default)]
+struct Script {
+    store: MemoryStore,
+    faults: Mutex<VecDeque<(Op, Fault)>>,
+    always: Mutex<Vec<(Op, Fault)>>,
+    calls: Mutex<Vec<Op>>,
+    /// Each call yields before it takes effect, and after.
+    yields: bool,
+    gate: Notify,
+}
+
+impl Scripted {
+    pub(crate) fn new() -> Self {
+        Self::default()
+    }
+
+    /// A store whose every call is pending once before it takes effect, and once after.
+    pub(crate) fn yielding() -> Self {
+        Self(Arc::new(Script {
+            yields: true,
+            ..Script::default()
+        }))
+    }
+
+    /// The next call of `op` that no earlier fault is meant for goes wrong like this.
+    pub(crate) fn next(&self, op: Op, fault: Fault) -> &Self {
+        self.0.faults.lock().unwrap().push_back((op, fault));
+        self
+    }
+
+    /// Every call of `op` goes wrong like this, until [`mend`](Self::mend).
+    pub(crate) fn always(&self, op: Op, fault: Fault) -> &Self {
+        self.0.always.lock().unwrap().push((op, fault));
+        self
+    }
+
+    pub(crate) fn mend(&self) {
+        self.0.always.lock().unwrap().clear();
+        self.0.faults.lock().unwrap().clear();
+    }
+
+    /// Lets one held call go on.
+    pub(crate) fn open(&self) {
+        self.0.gate.notify_one();
+    }
+
+    pub(crate) fn store(&self) -> &MemoryStore {
+        &self.0.store
+    }
+
+    /// How often `op` was called.
+    pub(crate) fn count(&self, op: Op) -> usize {
+        let calls = self.0.calls.lock().unwrap();
+        calls.iter().filter(|&&called| called == op).count()
+    }
+
+    pub(crate) fn calls(&self) -> Vec<Op> {
+        self.0.calls.lock().unwrap().clone()
+    }
+
+    fn fault(&self, op: Op) -> Option<Fault> {
+        self.0.calls.lock().unwrap().push(op);
+        let mut faults = self.0.faults.lock().unwrap();
+        if let Some(at) = faults.iter().position(|(of, _)| *of == op) {
+            return faults.remove(at).map(|(_, fault)| fault);
+        }
+        let always = self.0.always.lock().unwrap();
+        always.iter().find(|(of, _)| *of == op).map(|(_, f)| *f)
+    }
+
+    async fn run<T>(
+        &self,
+        op: Op,
+        call: impl Future<Output = Result<T, StoreError>>,
+    ) -> Result<T, StoreError> {
+        let lost = || StoreError::unavailable("scripted", "as the test wants it");
+        let fault = self.fault(op);
+        match fault {
+            Some(Fault::Lost) => return Err(lost()),
+            Some(Fault::Hangs) => std::future::pending().await,
+            Some(Fault::Corrupt) => {
+                return Err(StoreError::corrupt("scripted", "as the test wants it"));
+            }
+            Some(Fault::Full) => return Err(StoreError::Full { store: "scripted" }),
+            _ => {}
+        }
+        if self.0.yields {
+            yield_once().await;
+        }
+        let answer = call.await;
+        if self.0.yields {
+            yield_once().await;
+        }
+        match fault {
+            Some(Fault::AnswerLost) => Err(lost()),
+            Some(Fault::AnswerHangs) => std::future::pending().await,
+            Some(Fault::AnswerHeld) => {
+                self.0.gate.notified().await;
+                answer
+            }
+            _ => answer,
+        }
+    }
+}
+
+#[async_trait]
+impl Store for Scripted {
+    async fn claim(&self, key: &StoreKey, request: &ClaimRequest) -> Result<Claim, StoreError> {
+        self.run(Op::Claim, self.0.store.claim(key, request)).await
+    }
+
+    async fn renew(
+        &self,
+        key: &StoreKey,
+        lease: &Lease,
+        lease_for: Duration,
+        ttl: Duration,
+        checkpoint: Option<Bytes>,
+    ) -> Result<(), StoreError> {
+        let call = self.0.store.renew(key, lease, lease_for, ttl, checkpoint);
+        self.run(Op::Renew, call).await
+    }
+
+    async fn complete(
+        &self,
+        key: &StoreKey,
+        lease: &Lease,
+        payload: &Payload,
+        ttl: Duration,
+    ) -> Result<(), StoreError> {
+        let call = self.0.store.complete(key, lease, payload, ttl);
+        self.run(Op::Complete, call).await
+    }
+
+    async fn fail(&self, key: &StoreKey, lease: &Lease, ttl: Duration) -> Result<(), StoreError> {
+        self.run(Op::Fail, self.0.store.fail(key, lease, ttl)).await
+    }
+
+    async fn release(
+        &self,
+        key: &StoreKey,
+        lease: &Lease,
+        ttl: Duration,
+    ) -> Result<(), StoreError> {
+        self.run(Op::Release, self.0.store.release(key, lease, ttl))
+            .await
+    }
+
+    async fn get(&self, key: &StoreKey) -> Result<Option<Snapshot>, StoreError> {
+        self.run(Op::Get, self.0.store.get(key)).await
+    }
+
+    async fn forget(&self, key: &StoreKey) -> Result<bool, StoreError> {
+        self.run(Op::Forget, self.0.store.forget(key)).await
+    }
+
+    async fn wait(
+        &self,
+        key: &StoreKey,
+        token: FencingToken,
+    ) -> Result<Option<Snapshot>, StoreError> {
+        self.run(Op::Wait, self.0.store.wait(key, token)).await
+    }
+}
+
+/// Pending once.
+pub(crate) fn yield_once() -> impl Future<Output = ()> + Send {
+    let mut yielded = false;
+    std::future::poll_fn(move |cx| {
+        if yielded {
+            return Poll::Ready(());
+        }
+        yielded = true;
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    })
+}
+
+/// A body that gives these frames, and is pending once before each and before its end.
+pub(crate) struct YieldingBody {
+    frames: VecDeque<Result<Frame<Bytes>, Broken>>,
+    yielded: bool,
+}
+
+/// A body broke off.
+#[derive(Debug)]
+pub(crate) struct Broken;
+
+impl std::fmt::Display for Broken {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("the body broke off")
+    }
+}
+
+impl std::error::Error for Broken {}
+
+impl YieldingBody {
+    pub(crate) fn new<'a>(frames: impl IntoIterator<Item = &'a str>) -> Self {
+        let data = |frame: &str| Ok(Frame::data(Bytes::copy_from_slice(frame.as_bytes())));
+        Self {
+            frames: frames.into_iter().map(data).collect(),
+            yielded: false,
+        }
+    }
+
+    pub(crate) fn trailers(mut self, trailers: HeaderMap) -> Self {
+        self.frames.push_back(Ok(Frame::trailers(trailers)));
+        self
+    }
+
+    pub(crate) fn broken(mut self) -> Self {
+        self.frames.push_back(Err(Broken));
+        self
+    }
+}
+
+impl Body for YieldingBody {
+    type Data = Bytes;
+    type Error = Broken;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
+        if !std::mem::replace(&mut self.yielded, true) {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        self.yielded = false;
+        Poll::Ready(self.frames.pop_front())
+    }
+}
+
+/// Counts effects.
+#[derive(Clone, Default)]
+pub(crate) struct Effects(Arc<AtomicUsize>);
+
+impl Effects {
+    /// One more; says how many there are now.
+    pub(crate) fn add(&self) -> usize {
+        self.0.fetch_add(1, Ordering::SeqCst) + 1
+    }
+
+    pub(crate) fn count(&self) -> usize {
+        self.0.load(Ordering::SeqCst)
+    }
+}
+
+/// A layer over `store` for a single tenant.
+pub(crate) fn layer<S: Store>(store: S) -> IdempotencyLayer<S> {
+    IdempotencyLayer::new(store, Scope::single_tenant())
+}
+
+/// `POST /pay` with a key.
+pub(crate) fn post(key: &str, body: &str) -> Request<Full<Bytes>> {
+    Request::post("/pay")
+        .header("idempotency-key", key)
+        .body(Full::from(body.to_owned()))
+        .unwrap()
+}
+
+/// The whole of an answer.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Answer {
+    pub(crate) status: StatusCode,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Bytes,
+    pub(crate) trailers: Option<HeaderMap>,
+}
+
+impl Answer {
+    pub(crate) fn text(&self) -> &str {
+        std::str::from_utf8(&self.body).unwrap()
+    }
+
+    pub(crate) fn is_replay(&self) -> bool {
+        self.headers.contains_key("idempotent-replayed")
+    }
+
+    /// The last part of the problem type of a refusal.
+    pub(crate) fn problem(&self) -> String {
+        assert_eq!(self.headers["content-type"], "application/problem+json");
+        let problem: serde_json::Value = serde_json::from_slice(&self.body).unwrap();
+        let kind = problem["type"].as_str().unwrap();
+        kind.rsplit([':', '#', '/']).next().unwrap().to_owned()
+    }
+}
+
+/// Reads an answer to its end.
+pub(crate) async fn read<B>(response: Response<B>) -> Answer
+where
+    B: Body<Data = Bytes>,
+    B::Error: std::fmt::Debug,
+{
+    let (parts, body) = response.into_parts();
+    let body = body.collect().await.unwrap();
+    Answer {
+        status: parts.status,
+        headers: parts.headers,
+        trailers: body.trailers().cloned(),
+        body: body.to_bytes(),
+    }
+}
+
+/// What a handler here takes.
+pub(crate) type Handled = Request<RequestBody<Full<Bytes>>>;
+
+/// The answer of a handler here.
+pub(crate) type Given = Result<Response<Full<Bytes>>, Infallible>;
+
+/// An answer with a status and a body.
+pub(crate) fn answer(status: u16, body: impl Into<Bytes>) -> Given {
+    Ok(Response::builder()
+        .status(status)
+        .body(Full::new(body.into()))
+        .unwrap())
+}
+
+/// A body that must not be read.
+pub(crate) struct Unreadable;
+
+impl Body for Unreadable {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        panic!("the body was read")
+    }
+}

@@ -1,0 +1,256 @@
+//! U19: what is told of a request, and what is not.
+
+use std::{
+    io::Write,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use futures::poll;
+use tower::{Layer, Service, ServiceExt, service_fn};
+use tower_idempotency::{Execution, Outcome, Reason, Store};
+use tracing::Instrument;
+use tracing_subscriber::fmt::format::FmtSpan;
+
+use crate::support::{Fault, Handled, Op, Scripted, answer, layer, post};
+
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Log {
+    /// Collects all events of this thread until the guard is dropped.
+    fn collect() -> (Self, tracing::subscriber::DefaultGuard) {
+        let log = Self::default();
+        let writer = log.clone();
+        let subscriber = tracing_subscriber::fmt()
+            .with_max_level(tracing::Level::TRACE)
+            .with_span_events(FmtSpan::NONE)
+            .with_ansi(false)
+            .with_writer(move || writer.clone())
+            .finish();
+        (log, tracing::subscriber::set_default(subscriber))
+    }
+
+    fn text(&self) -> String {
+        String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
+    }
+
+    fn lines_with(&self, part: &str) -> usize {
+        self.text()
+            .lines()
+            .filter(|line| line.contains(part))
+            .count()
+    }
+}
+
+const SECRETS: [&str; 4] = [
+    "secret-key",
+    "secret-body",
+    "secret-answer",
+    "secret-checkpoint",
+];
+
+/// Every kind of event is told, and none holds a key in clear, a body, an answer or a checkpoint.
+#[tokio::test(start_paused = true)]
+async fn u19_events_tell_the_outcome_and_no_secret() {
+    let (log, _guard) = Log::collect();
+    let store = Scripted::new();
+    let layer = layer(store.clone()).max_detached(1);
+    let handler = |request: Handled| async move {
+        let execution = request.extensions().get::<Execution>().unwrap().clone();
+        execution.save_checkpoint("secret-checkpoint").await.ok();
+        let silent = ["secret-key-silent", "secret-key-cut"].contains(&execution.key());
+        if silent && execution.attempt() == 1 {
+            tokio::time::sleep(Duration::from_secs(3_600)).await;
+        }
+        match execution.key() {
+            "secret-key-fails" => answer(500, "secret-answer"),
+            _ => answer(201, "secret-answer"),
+        }
+    };
+    let mut service = layer.layer(service_fn(handler));
+    let ask = |key: &'static str, body: &'static str| {
+        let call = service.clone().oneshot(post(key, body));
+        async move { *call.await.unwrap().extensions().get::<Outcome>().unwrap() }
+    };
+    let outcomes = [
+        ask("secret-key", "secret-body").await,
+        ask("secret-key", "secret-body").await,
+        ask("secret-key", "secret-body 2").await,
+        ask("secret-key-fails", "secret-body").await,
+        ask("", "secret-body").await,
+    ];
+    assert_eq!(
+        outcomes,
+        [
+            Outcome::Completed,
+            Outcome::Replayed,
+            Outcome::Refused(Reason::Mismatch),
+            Outcome::Failed,
+            Outcome::Refused(Reason::KeyInvalid),
+        ]
+    );
+    for outcome in outcomes {
+        let field = format!("outcome=\"{outcome}\"");
+        assert_eq!(log.lines_with(&field), 1, "{field} in\n{}", log.text());
+    }
+
+    // Errors of the store, work that was cut off, and its takeover.
+    store.next(Op::Claim, Fault::Lost);
+    ask("secret-key", "secret-body").await;
+    layer.drain().await;
+    assert_eq!(log.lines_with("operation=\"claim\""), 1, "{}", log.text());
+    for key in ["secret-key-silent", "secret-key-cut"] {
+        let mut call = Box::pin(
+            service
+                .ready()
+                .await
+                .unwrap()
+                .call(post(key, "secret-body")),
+        );
+        assert!(poll!(call.as_mut()).is_pending());
+    }
+    assert_eq!(log.lines_with("ERROR"), 1, "{}", log.text());
+    tokio::time::sleep(Duration::from_secs(31)).await;
+    let taken = service.oneshot(post("secret-key-cut", "secret-body")).await;
+    assert_eq!(taken.unwrap().status().as_u16(), 201);
+    assert_eq!(log.lines_with("taking over"), 1, "{}", log.text());
+    for secret in SECRETS {
+        assert!(!log.text().contains(secret), "{secret} in\n{}", log.text());
+    }
+}
+
+/// P5: a takeover is a warning; so is a supersession.
+#[tokio::test(start_paused = true)]
+async fn p5_p6_takeover_and_supersession_are_warnings() {
+    let (log, _guard) = Log::collect();
+    let store = Scripted::new();
+    let layer = layer(store.clone());
+    let handler = |request: Handled| async move {
+        let execution = request.extensions().get::<Execution>().unwrap().clone();
+        if execution.attempt() == 1 {
+            execution.superseded().await;
+        }
+        answer(201, "done")
+    };
+    let mut service = layer.layer(service_fn(handler));
+    store.always(Op::Renew, Fault::Lost);
+    let stale = tokio::spawn(service.ready().await.unwrap().call(post("k", "b")));
+    tokio::time::sleep(Duration::from_secs(31)).await;
+    service
+        .ready()
+        .await
+        .unwrap()
+        .call(post("k", "b"))
+        .await
+        .unwrap();
+    assert_eq!(log.lines_with("taking over"), 1, "{}", log.text());
+    store.mend();
+    stale.await.unwrap().unwrap();
+    assert_eq!(
+        log.lines_with("has taken this one's key over"),
+        1,
+        "{}",
+        log.text()
+    );
+}
+
+/// U18: a record that cannot be read is told as an error.
+#[tokio::test]
+async fn u18_an_unreadable_record_is_reported() {
+    let (log, _guard) = Log::collect();
+    let store = Scripted::new();
+    let handler = {
+        let store = store.clone();
+        move |request: Handled| {
+            let store = store.clone();
+            async move {
+                let execution = request.extensions().get::<Execution>().unwrap().clone();
+                // What a later version of this crate might leave.
+                store.forget(execution.store_key()).await.unwrap();
+                let claim = tower_idempotency::ClaimRequest {
+                    fingerprint: FINGERPRINT.lock().unwrap().unwrap(),
+                    owner: tower_idempotency::OwnerId::from_u128(7),
+                    lease: Duration::from_secs(30),
+                    ttl: Duration::from_secs(60),
+                    take_over: true,
+                };
+                let claim = store.claim(execution.store_key(), &claim).await.unwrap();
+                let tower_idempotency::Claim::Claimed(claimed) = claim else {
+                    panic!("{claim:?}")
+                };
+                let payload = tower_idempotency::Payload::new(201, b"\xff\xff\xff"[..].into());
+                store
+                    .complete(
+                        execution.store_key(),
+                        &claimed.lease,
+                        &payload,
+                        Duration::from_secs(60),
+                    )
+                    .await
+                    .unwrap();
+                answer(201, "done")
+            }
+        }
+    };
+    static FINGERPRINT: Mutex<Option<tower_idempotency::Fingerprint>> = Mutex::new(None);
+    // The fingerprint of the request, as the layer makes it.
+    let peek = {
+        let store = store.clone();
+        move |request: Handled| {
+            let store = store.clone();
+            async move {
+                let execution = request.extensions().get::<Execution>().unwrap().clone();
+                let found = store.get(execution.store_key()).await.unwrap().unwrap();
+                *FINGERPRINT.lock().unwrap() = Some(found.record.fingerprint);
+                answer(422, "")
+            }
+        }
+    };
+    let peeking = layer(store.clone()).layer(service_fn(peek));
+    peeking.oneshot(post("k", "b")).await.unwrap();
+
+    let service = layer(store.clone()).layer(service_fn(handler));
+    for _ in 0..2 {
+        // The first is superseded by the record, the second finds it.
+        let refused = service.clone().oneshot(post("k", "b")).await.unwrap();
+        let outcome = refused.extensions().get();
+        assert_eq!(outcome, Some(&Outcome::Refused(Reason::StoreUnavailable)));
+    }
+    assert_eq!(log.lines_with("cannot be read"), 2, "{}", log.text());
+}
+
+/// The span of the request goes with the work when its caller leaves.
+#[tokio::test(start_paused = true)]
+async fn p4_the_span_goes_with_detached_work() {
+    let (log, _guard) = Log::collect();
+    let layer = layer(Scripted::new());
+    let handler = |_: Handled| async {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        tracing::info!("the effect");
+        answer(201, "done")
+    };
+    let mut service = layer.layer(service_fn(handler));
+    let span = tracing::info_span!("request", id = 7);
+    let call = span.in_scope(|| service.call(post("k", "b")));
+    let mut call = Box::pin(call.instrument(span));
+    assert!(poll!(call.as_mut()).is_pending());
+    drop(call);
+    layer.drain().await;
+    assert_eq!(
+        log.lines_with("request{id=7}: http::telemetry: the effect"),
+        1,
+        "{}",
+        log.text()
+    );
+}

@@ -1,0 +1,231 @@
+//! S03, U29, U30: waiting for a running duplicate.
+
+use std::{sync::Arc, time::Duration};
+
+use futures::{future::join_all, poll};
+use http::StatusCode;
+use tokio::{sync::Semaphore, time::Instant};
+use tower::{Layer, Service, ServiceExt, service_fn};
+use tower_idempotency::{OnConflict, Outcome, Reason};
+
+use crate::support::{Effects, Fault, Given, Handled, Op, Scripted, answer, layer, post, read};
+
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// A handler that waits for a permit, counts, and gives what `give` gives for its number.
+fn gated(
+    gate: &Arc<Semaphore>,
+    effects: &Effects,
+    give: fn(usize) -> Given,
+) -> impl Fn(Handled) -> futures::future::BoxFuture<'static, Given> + Clone + use<> {
+    let (gate, effects) = (gate.clone(), effects.clone());
+    move |_| {
+        let (gate, effects) = (gate.clone(), effects.clone());
+        Box::pin(async move {
+            gate.acquire().await.unwrap().forget();
+            give(effects.add())
+        })
+    }
+}
+
+fn created(number: usize) -> Given {
+    answer(201, format!("effect {number}"))
+}
+
+/// A thousand duplicates: one execution, one wait, and one claim each, whatever their number of
+/// polls.
+#[tokio::test(start_paused = true)]
+async fn u30_s10_a_thousand_waiters_share_one_wait() {
+    let (store, gate) = (Scripted::new(), Arc::new(Semaphore::new(0)));
+    let effects = Effects::default();
+    let layer = layer(store.clone()).on_conflict(OnConflict::Wait(LIMIT));
+    let service = layer.layer(service_fn(gated(&gate, &effects, created)));
+    let calls = (0..1_000).map(|_| tokio::spawn(service.clone().oneshot(post("k", "b"))));
+    let calls: Vec<_> = calls.collect();
+    tokio::time::sleep(Duration::from_secs(40)).await;
+    gate.add_permits(1);
+
+    let mut replays = 0;
+    for call in calls {
+        let answer = read(call.await.unwrap().unwrap()).await;
+        assert_eq!((answer.status.as_u16(), answer.text()), (201, "effect 1"));
+        replays += usize::from(answer.is_replay());
+    }
+    assert_eq!((effects.count(), replays), (1, 999));
+    assert_eq!((store.count(Op::Claim), store.count(Op::Wait)), (1_000, 1));
+    assert_eq!(store.count(Op::Get), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn s03_i07_a_wait_has_a_limit() {
+    let (gate, effects) = (Arc::new(Semaphore::new(0)), Effects::default());
+    let layer = layer(Scripted::new()).on_conflict(OnConflict::Wait(LIMIT));
+    let service = layer.layer(service_fn(gated(&gate, &effects, created)));
+    let first = tokio::spawn(service.clone().oneshot(post("k", "b")));
+    tokio::task::yield_now().await;
+    let start = Instant::now();
+    let late = service.clone().oneshot(post("k", "b")).await.unwrap();
+    assert_eq!(start.elapsed().as_secs(), LIMIT.as_secs());
+    assert_eq!(late.status(), StatusCode::CONFLICT);
+    assert_eq!(late.headers()["retry-after"], "1");
+
+    // U26: another payload does not wait.
+    let start = Instant::now();
+    let other = service.clone().oneshot(post("k", "other")).await.unwrap();
+    assert_eq!(other.status(), StatusCode::UNPROCESSABLE_ENTITY);
+    assert_eq!(start.elapsed(), Duration::ZERO);
+    gate.add_permits(1);
+    assert_eq!(read(first.await.unwrap().unwrap()).await.text(), "effect 1");
+}
+
+/// U29: a waiter that gives up changes nothing, for the execution or for other waiters; also if it
+/// was the one that polled the shared wait.
+#[tokio::test(start_paused = true)]
+async fn u29_a_waiter_that_gives_up_changes_nothing() {
+    let (store, gate) = (Scripted::new(), Arc::new(Semaphore::new(0)));
+    let effects = Effects::default();
+    let layer = layer(store.clone()).on_conflict(OnConflict::Wait(LIMIT));
+    let mut service = layer.layer(service_fn(gated(&gate, &effects, created)));
+    let first = tokio::spawn(service.ready().await.unwrap().call(post("k", "b")));
+    tokio::task::yield_now().await;
+    let mut waiters = Vec::new();
+    for _ in 0..3 {
+        let mut waiter = Box::pin(service.ready().await.unwrap().call(post("k", "b")));
+        assert!(poll!(waiter.as_mut()).is_pending());
+        waiters.push(waiter);
+    }
+    let last = waiters.pop().unwrap();
+    drop(waiters);
+    let last = tokio::spawn(last);
+    tokio::task::yield_now().await;
+    gate.add_permits(1);
+    assert_eq!(read(last.await.unwrap().unwrap()).await.text(), "effect 1");
+    assert!(!read(first.await.unwrap().unwrap()).await.is_replay());
+    let calls = store.calls();
+    assert!(
+        !calls.contains(&Op::Release) && !calls.contains(&Op::Fail),
+        "{calls:?}"
+    );
+    assert_eq!(effects.count(), 1);
+}
+
+/// Where the execution that they wait for fails, waiters try for themselves, one after the other.
+#[tokio::test(start_paused = true)]
+async fn s30_waiters_of_a_failure_run_one_after_the_other() {
+    let (gate, effects) = (Arc::new(Semaphore::new(0)), Effects::default());
+    let layer = layer(Scripted::new()).on_conflict(OnConflict::Wait(LIMIT));
+    let third_time = |number| match number {
+        1 | 2 => answer(503, format!("failure {number}")),
+        _ => created(number),
+    };
+    let service = layer.layer(service_fn(gated(&gate, &effects, third_time)));
+    let calls = (0..5).map(|_| tokio::spawn(service.clone().oneshot(post("k", "b"))));
+    let calls: Vec<_> = calls.collect();
+    gate.add_permits(5);
+    let answers = join_all(calls).await;
+    let mut texts = Vec::new();
+    for answer in answers {
+        texts.push(read(answer.unwrap().unwrap()).await.text().to_owned());
+    }
+    texts.sort();
+    let expected = ["effect 3", "effect 3", "effect 3", "failure 1", "failure 2"];
+    assert_eq!(texts, expected);
+    assert_eq!(effects.count(), 3);
+}
+
+/// A waiter whose execution goes silent takes over when the lease ends.
+#[tokio::test(start_paused = true)]
+async fn p5_a_waiter_takes_over() {
+    let (gate, effects) = (Arc::new(Semaphore::new(0)), Effects::default());
+    let layer = layer(Scripted::new()).on_conflict(OnConflict::Wait(LIMIT));
+    let handler = gated(&gate, &effects, created);
+    let mut crashing = layer
+        .clone()
+        .max_detached(0)
+        .layer(service_fn(handler.clone()));
+    let mut call = Box::pin(crashing.ready().await.unwrap().call(post("k", "b")));
+    assert!(poll!(call.as_mut()).is_pending());
+    drop(call);
+    gate.add_permits(1);
+    let start = Instant::now();
+    let service = layer.layer(service_fn(handler));
+    let taken = read(service.oneshot(post("k", "b")).await.unwrap()).await;
+    assert_eq!((taken.text(), taken.is_replay()), ("effect 1", false));
+    assert_eq!(start.elapsed().as_secs(), 30);
+}
+
+#[tokio::test(start_paused = true)]
+async fn p9_waiting_is_bounded() {
+    let (gate, effects) = (Arc::new(Semaphore::new(0)), Effects::default());
+    let layer = layer(Scripted::new())
+        .on_conflict(OnConflict::Wait(LIMIT))
+        .max_waiting(2);
+    let mut service = layer.layer(service_fn(gated(&gate, &effects, created)));
+    let mut calls = Vec::new();
+    for _ in 0..3 {
+        let mut call = Box::pin(service.ready().await.unwrap().call(post("k", "b")));
+        assert!(poll!(call.as_mut()).is_pending());
+        calls.push(call);
+    }
+    let more = service.ready().await.unwrap().call(post("k", "b")).await;
+    assert_eq!(more.unwrap().status(), StatusCode::CONFLICT);
+    // A place that was given up is free again.
+    calls.pop();
+    let mut call = Box::pin(service.ready().await.unwrap().call(post("k", "b")));
+    assert!(poll!(call.as_mut()).is_pending());
+    gate.add_permits(1);
+    let first = calls.swap_remove(0).await.unwrap();
+    assert!(!read(first).await.is_replay());
+    assert_eq!(read(call.await.unwrap()).await.text(), "effect 1");
+}
+
+/// A wait that fails, or ends early, costs a pause and a claim, not a busy loop.
+#[tokio::test(start_paused = true)]
+async fn u30_a_wait_that_fails_does_not_spin() {
+    let (store, gate) = (Scripted::new(), Arc::new(Semaphore::new(0)));
+    let effects = Effects::default();
+    store.always(Op::Wait, Fault::Lost);
+    let layer = layer(store.clone()).on_conflict(OnConflict::Wait(Duration::from_secs(1)));
+    let service = layer.layer(service_fn(gated(&gate, &effects, created)));
+    let first = tokio::spawn(service.clone().oneshot(post("k", "b")));
+    tokio::task::yield_now().await;
+    let late = service.clone().oneshot(post("k", "b")).await.unwrap();
+    let outcome = late.extensions().get();
+    assert_eq!(outcome, Some(&Outcome::Refused(Reason::InProgress)));
+    assert!(
+        store.count(Op::Claim) <= 50,
+        "{} claims",
+        store.count(Op::Claim)
+    );
+    gate.add_permits(1);
+    first.await.unwrap().unwrap();
+}
+
+/// Readiness: a waiting duplicate does not hold the place in a limited inner service that the
+/// execution it waits for needs; and the service is called only when it was ready (U20).
+#[tokio::test(start_paused = true)]
+async fn u20_waiting_holds_no_place_in_the_inner_service() {
+    let (gate, effects) = (Arc::new(Semaphore::new(0)), Effects::default());
+    let layer = layer(Scripted::new()).on_conflict(OnConflict::Wait(LIMIT));
+    let third_time = |number| match number {
+        1 => answer(503, "failure"),
+        _ => created(number),
+    };
+    let inner =
+        tower::limit::ConcurrencyLimit::new(service_fn(gated(&gate, &effects, third_time)), 2);
+    let service = layer.layer(inner);
+    let calls = (0..4).map(|_| tokio::spawn(service.clone().oneshot(post("k", "b"))));
+    let calls: Vec<_> = calls.collect();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    // One place is held by the execution, and the other one is free though three wait.
+    let other = tokio::spawn(service.clone().oneshot(post("other", "b")));
+    tokio::task::yield_now().await;
+    gate.add_permits(3);
+    assert!(other.await.unwrap().unwrap().status().as_u16() >= 201);
+    let mut failures = 0;
+    for call in calls {
+        failures += usize::from(call.await.unwrap().unwrap().status().is_server_error());
+    }
+    assert!(failures <= 1);
+    assert_eq!(effects.count(), 3);
+}
