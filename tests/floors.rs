@@ -126,6 +126,21 @@ fn violations_are_caught() {
             "server/service -> server/layer",
         ),
         (
+            "server/service.rs",
+            "use crate::server;",
+            "server/service -> server",
+        ),
+        (
+            "engine/core.rs",
+            "use crate::store;",
+            "engine/core: cannot tell what `crate::store` is",
+        ),
+        (
+            "server/extract/key.rs",
+            "use super::super::layer::L;",
+            "server/extract/key -> server/layer",
+        ),
+        (
             "store/mod.rs",
             "fn f() {}",
             "store is more than docs and re-exports",
@@ -166,11 +181,11 @@ fn what_is_sound_is_not_reported() {
         ),
         (
             "server/layer.rs",
-            "use super::{service::{self, S}}; use crate::Store;",
+            "use super::{service::{self, S}, extract}; use crate::{Store, engine};",
         ),
         (
             "server/service.rs",
-            "use super::body; use crate::{engine::Engine, key::Key};",
+            "use super::extract::Key; use crate::{engine::Engine, key::Key};",
         ),
         (
             "store/mod.rs",
@@ -197,10 +212,11 @@ fn sound() -> BTreeMap<String, String> {
         ("engine/mod.rs", "mod core; pub(crate) use self::core::Engine; #[cfg(test)] mod tests;"),
         ("engine/core.rs", "use crate::store::Store as _;"),
         ("engine/tests.rs", ""),
-        ("server/mod.rs", "mod layer; mod service; mod body; pub use layer::L;"),
+        ("server/mod.rs", "mod extract; mod layer; mod service; pub use layer::L;"),
         ("server/layer.rs", "use super::service::S;"),
         ("server/service.rs", "use crate::engine::Engine;"),
-        ("server/body.rs", ""),
+        ("server/extract/mod.rs", "mod key; pub(crate) use key::Key;"),
+        ("server/extract/key.rs", "use crate::server::service::S;"),
     ]
     .map(|(file, text)| (file.to_owned(), text.to_owned()))
     .into()
@@ -259,13 +275,10 @@ fn faults(sources: &BTreeMap<String, String>) -> Vec<String> {
                 continue;
             };
             let known = target.join("/");
-            let siblings = module.len() == 2
-                && target.len() == 2
-                && module[0] == target[0]
-                && module[0] != "store";
+            let siblings = module[0] == target[0] && module[0] != "store";
             let allowed = target == *module
                 || if siblings {
-                    known != TOP_OF_SERVER
+                    known != TOP_OF_SERVER && known != "server"
                 } else {
                     self::floor(&known).is_some_and(|below| below < floor)
                 };
@@ -310,7 +323,11 @@ fn resolve(files: &BTreeMap<Vec<String>, File>, path: &[String], depth: u8) -> O
     if !module.is_empty() && !file.is_folder {
         return Some(module.to_vec());
     }
-    // A root or a folder holds only names of what stands elsewhere.
+    // A folder that stands on one floor can be meant as a whole.
+    if module == path && floor(&module.join("/")).is_some() {
+        return Some(module.to_vec());
+    }
+    // Otherwise a root or a folder holds only names of what stands elsewhere.
     let item = path.get(module.len())?;
     let target = file.exports.get(item).filter(|_| depth < 8)?;
     let target = [target, &path[module.len() + 1..]].concat();
