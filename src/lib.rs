@@ -67,6 +67,9 @@ mod record;
 mod server;
 pub mod store;
 mod telemetry;
+#[cfg(feature = "testing")]
+#[cfg_attr(docsrs, doc(cfg(feature = "testing")))]
+pub mod testing;
 
 pub use engine::{CheckpointError, Execution, OnConflict};
 pub use fingerprint::{Fingerprint, FingerprintHasher, InvalidFingerprint};

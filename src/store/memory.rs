@@ -711,3 +711,87 @@ impl Store for MemoryStore {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt;
+
+    use super::*;
+
+    fn key(n: usize) -> StoreKey {
+        StoreKey::new("idem", "caller", "endpoint", &n.to_string())
+    }
+
+    fn claim(store: &MemoryStore, key: &StoreKey) -> Lease {
+        let request = ClaimRequest {
+            fingerprint: Fingerprint::hasher("t").finish(),
+            owner: OwnerId::random(),
+            lease: Duration::from_secs(30),
+            ttl: Duration::from_secs(3600),
+            take_over: true,
+        };
+        match store.claim(key, &request).now_or_never() {
+            Some(Ok(Claim::Claimed(claimed))) => claimed.lease,
+            other => panic!("not granted: {other:?}"),
+        }
+    }
+
+    fn is_waited_for(store: &MemoryStore, key: &StoreKey) -> bool {
+        let shard = lock(store.0.shard_of(key));
+        shard.records[&**key.shared()].waiters.is_some()
+    }
+
+    /// U10: tables and indices are given back, not only what they hold.
+    #[tokio::test(start_paused = true)]
+    async fn u10_tables_shrink() {
+        let store = MemoryStore::builder()
+            .when_full(WhenFull::DropOldestCompleted)
+            .build();
+        let room = || -> usize {
+            let shards = store.0.shards.iter();
+            shards.map(|shard| lock(shard).records.capacity()).sum()
+        };
+        let nothing = Payload::not_replayable(200);
+        for n in 0..20_000 {
+            let (key, ttl) = (key(n), Duration::from_secs(60));
+            let lease = claim(&store, &key);
+            store.complete(&key, &lease, &nothing, ttl).await.unwrap();
+        }
+        assert!(room() >= 20_000);
+        tokio::time::advance(Duration::from_secs(60)).await;
+        for _ in 0..10_000 {
+            store.get(&key(0)).await.unwrap();
+        }
+        assert!(store.is_empty());
+        assert!(room() <= SHARDS * 8, "{}", room());
+        for shard in &store.0.shards {
+            let shard = lock(shard);
+            assert!(shard.index.by_expiry.is_empty());
+            assert!(shard.index.by_age.as_ref().unwrap().is_empty());
+        }
+    }
+
+    /// U29: whoever waits leaves nothing behind, whether it gives up or gets its answer.
+    #[tokio::test(start_paused = true)]
+    async fn u29_waits_leave_nothing_behind() {
+        let (store, key) = (MemoryStore::new(), key(1));
+        let lease = claim(&store, &key);
+        assert!(!is_waited_for(&store, &key));
+        let mut first = Box::pin(store.wait(&key, lease.token));
+        assert!(futures::poll!(first.as_mut()).is_pending());
+        for _ in 0..10 {
+            assert!(store.wait(&key, lease.token).now_or_never().is_none());
+        }
+        assert!(is_waited_for(&store, &key));
+        drop(first);
+        assert!(!is_waited_for(&store, &key));
+
+        let mut second = Box::pin(store.wait(&key, lease.token));
+        assert!(futures::poll!(second.as_mut()).is_pending());
+        let ttl = Duration::from_secs(60);
+        store.fail(&key, &lease, ttl).await.unwrap();
+        assert!(!is_waited_for(&store, &key));
+        second.await.unwrap();
+        assert!(!is_waited_for(&store, &key));
+    }
+}

@@ -1,0 +1,3 @@
+//! What proves a store of your own: the cases in [`store`].
+
+pub mod store;
