@@ -269,7 +269,7 @@ fn faults(sources: &BTreeMap<String, String>) -> Vec<String> {
             continue;
         };
         for path in &file.paths {
-            let Some(target) = resolve(&files, path, 0) else {
+            let Some(target) = resolve(&files, path, 0).or_else(|| exporter(&files, path)) else {
                 let path = path.join("::");
                 faults.push(format!("{name}: cannot tell what `crate::{path}` is"));
                 continue;
@@ -334,6 +334,13 @@ fn resolve(files: &BTreeMap<Vec<String>, File>, path: &[String], depth: u8) -> O
     resolve(files, &target, depth + 1)
 }
 
+/// The file that defines an exported macro: such a macro stands in the root, whoever defines it.
+fn exporter(files: &BTreeMap<Vec<String>, File>, path: &[String]) -> Option<Vec<String>> {
+    let [name] = path else { return None };
+    let mut files = files.iter();
+    files.find_map(|(module, file)| file.macros.contains(name).then(|| module.clone()))
+}
+
 /// What a source tells of itself, its tests left out.
 struct File {
     is_folder: bool,
@@ -341,6 +348,8 @@ struct File {
     paths: BTreeSet<Vec<String>>,
     /// The names that a root or folder gives to paths of this crate.
     exports: BTreeMap<String, Vec<String>>,
+    /// The macros that it defines.
+    macros: BTreeSet<String>,
     /// Child modules that are there for tests only.
     test_modules: Vec<String>,
     /// All identifiers.
@@ -358,12 +367,18 @@ impl File {
             is_folder: path.ends_with("mod.rs"),
             paths: BTreeSet::new(),
             exports: BTreeMap::new(),
+            macros: BTreeSet::new(),
             test_modules: Vec::new(),
             names: BTreeSet::new(),
             has_code: false,
         };
         let module = module_of(path);
         let code = file.without_tests(tokens);
+        for definition in code.windows(3) {
+            if word(&definition[0]) == "macro_rules" {
+                file.macros.insert(word(&definition[2]));
+            }
+        }
         if file.is_folder || module.is_empty() {
             file.read_exports(&module, &code);
         }
