@@ -122,7 +122,7 @@ async fn create_payment(
     headers: HeaderMap,
     body: Bytes,
 ) -> Result<Response, Problem> {
-    // An answer below 500 says that nothing was done: the layer frees the key, and the client may
+    // A 4xx says that nothing was done: the layer frees the key, and the client may
     // use it again for the corrected payment.
     let payment: Payment = parse(&body)?;
     if payment.amount <= 0 {

@@ -36,13 +36,16 @@ impl Stage {
         self.0.store(CLAIMING, Ordering::Release);
     }
 
-    /// Says whether the work may start: not if the caller left before the claim was known.
-    pub(super) fn claimed(&self) -> bool {
+    /// The claim was granted. Says whether the caller is still there; if not, nothing may run.
+    #[must_use]
+    pub(super) fn granted(&self) -> bool {
         self.0.swap(CLAIMED, Ordering::AcqRel) != LEFT
     }
 
-    pub(crate) fn free(&self) {
-        self.0.store(FREE, Ordering::Release);
+    /// The claim was not granted. Says whether the caller is still there.
+    #[must_use]
+    pub(super) fn not_granted(&self) -> bool {
+        self.0.swap(FREE, Ordering::AcqRel) != LEFT
     }
 
     /// Notes that the caller left, and says whether the work must go on.

@@ -62,10 +62,30 @@ impl Engine {
         let mut place = None;
         let mut waited_for = None;
         loop {
-            let token = match self.claim(key, &request, stage).await {
-                Ok(Claimable::Done(begin)) => return begin,
-                Ok(Claimable::Held(token)) => token,
-                Err(error) => return self.unavailable(key, &request, error),
+            stage.claiming();
+            let claim = self.ask(self.store().claim(key, &request)).await;
+            let token = match claim {
+                Ok(Claim::Claimed(claimed)) => {
+                    let running = Running::new(self.clone(), key.clone(), claimed);
+                    if stage.granted() {
+                        return Begin::Run(running);
+                    }
+                    running.give_back().await;
+                    return Begin::CallerLeft;
+                }
+                Err(error) => {
+                    let begin = self.unavailable(key, &request, error);
+                    return match stage.not_granted() {
+                        true => begin,
+                        false => Begin::CallerLeft,
+                    };
+                }
+                Ok(_) if !stage.not_granted() => return Begin::CallerLeft,
+                Ok(Claim::Completed(payload)) => return completed(payload),
+                Ok(Claim::Mismatch) => return Begin::Refuse(Reason::Mismatch),
+                Ok(Claim::OtherAlgorithm) => return Begin::Refuse(Reason::OtherAlgorithm),
+                Ok(Claim::Abandoned { .. }) => return Begin::Refuse(Reason::Abandoned),
+                Ok(Claim::InProgress { token, .. }) => token,
             };
             let Some(until) = wait_until else {
                 return Begin::Refuse(Reason::InProgress);
@@ -98,36 +118,6 @@ impl Engine {
                 Ok(Ok(_)) => {}
             }
         }
-    }
-
-    async fn claim(
-        &self,
-        key: &StoreKey,
-        request: &ClaimRequest,
-        stage: &Stage,
-    ) -> Result<Claimable, StoreError> {
-        stage.claiming();
-        let claim = self.ask(self.store().claim(key, request)).await;
-        let claimed = match claim {
-            Ok(Claim::Claimed(claimed)) => claimed,
-            other => {
-                stage.free();
-                return Ok(Claimable::Done(match other? {
-                    Claim::InProgress { token, .. } => return Ok(Claimable::Held(token)),
-                    Claim::Completed(payload) => completed(payload),
-                    Claim::Mismatch => Begin::Refuse(Reason::Mismatch),
-                    Claim::OtherAlgorithm => Begin::Refuse(Reason::OtherAlgorithm),
-                    Claim::Abandoned { .. } => Begin::Refuse(Reason::Abandoned),
-                    Claim::Claimed(_) => unreachable!("matched above"),
-                }));
-            }
-        };
-        let running = Running::new(self.clone(), key.clone(), claimed);
-        if stage.claimed() {
-            return Ok(Claimable::Done(Begin::Run(running)));
-        }
-        running.give_back().await;
-        Ok(Claimable::Done(Begin::CallerLeft))
     }
 
     fn unavailable(&self, key: &StoreKey, request: &ClaimRequest, error: StoreError) -> Begin {
@@ -172,12 +162,6 @@ impl Engine {
             drop(counted);
         });
     }
-}
-
-enum Claimable {
-    Done(Begin),
-    /// Another execution holds the key.
-    Held(FencingToken),
 }
 
 fn completed(payload: Payload) -> Begin {

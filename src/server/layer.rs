@@ -62,6 +62,30 @@ use crate::{
 /// # }
 /// ```
 ///
+/// # What a handler sees
+///
+/// A handler that runs under a key has an [`Execution`](crate::Execution) among its request's
+/// extensions. The body it gets is the client's, from memory, with its trailers; a request that is
+/// not covered keeps its own.
+///
+/// # Cancellation
+///
+/// A caller who leaves before its key is claimed just cancels. After that the execution goes on
+/// without it, as a task of the runtime in which the service was called, and is recorded (P4): a
+/// disconnect, a timeout further out and a shutdown that awaits [`drain`](Self::drain) cost no
+/// work. The `tracing` span goes with it, `tokio::task_local!` values do not.
+///
+/// # Readiness
+///
+/// The service that was asked for its readiness is the one that is called. A request that waits
+/// for another execution lets it go, and asks anew when it is its turn.
+///
+/// # Streams
+///
+/// The request is read to its end before the handler runs, so a call whose client sends while it
+/// receives does not work under a key: it is refused when its time is up. An answer that is too
+/// large, too slow, or `text/event-stream` goes out as it comes, and its key counts as completed.
+///
 /// # Sharing
 ///
 /// Clones of a layer, and the services it makes, share the store and the limits. An option that is
@@ -143,7 +167,9 @@ const MIB: usize = 1024 * 1024;
 impl<S: ?Sized> IdempotencyLayer<S> {
     /// Which requests the layer covers: POST and PATCH by default (S11).
     ///
-    /// All others pass to the inner service untouched, and so do upgrades, whatever this says.
+    /// All others pass to the inner service untouched, and so do upgrades (CONNECT, and
+    /// `Connection: upgrade` to anything but `h2c`), whatever this says and also where a key is
+    /// required.
     /// Narrow it to leave out streaming calls; widen it for a PUT or DELETE whose effects are not
     /// idempotent by themselves. Called for every request, so it should be cheap.
     pub fn covers(self, covers: impl Fn(&request::Parts) -> bool + Send + Sync + 'static) -> Self {

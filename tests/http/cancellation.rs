@@ -5,7 +5,7 @@ use std::{convert::Infallible, task::Poll, time::Duration};
 use futures::{FutureExt, poll};
 use http::{Request, Response, StatusCode};
 use tower::{Layer, Service, ServiceExt, service_fn};
-use tower_idempotency::RequestBody;
+use tower_idempotency::{OnConflict, RequestBody};
 
 use crate::support::{
     Effects, Fault, Handled, Op, Scripted, YieldingBody, answer, layer, post, read, yield_once,
@@ -251,4 +251,43 @@ async fn p9_p5_detached_work_is_bounded() {
     tokio::time::sleep(Duration::from_secs(30)).await;
     let cut = service.clone().oneshot(post("cut off", "b")).await.unwrap();
     assert_eq!((cut.status(), effects.count()), (StatusCode::CREATED, 2));
+}
+
+/// A request whose caller left while its claim was on its way does not go on to wait for another
+/// execution, nor to run unprotected.
+#[tokio::test(start_paused = true)]
+async fn p4_a_caller_who_left_neither_waits_nor_runs_unprotected() {
+    // The first one fails after a second, so whoever waited for it would run.
+    let (store, effects) = (Scripted::new(), Effects::default());
+    let waiting = layer(store.clone()).on_conflict(OnConflict::Wait(Duration::from_secs(60)));
+    let handler = {
+        let effects = effects.clone();
+        move |_: Handled| {
+            effects.add();
+            async {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                answer(500, "no")
+            }
+        }
+    };
+    let mut service = waiting.layer(service_fn(handler.clone()));
+    let first = tokio::spawn(service.ready().await.unwrap().call(post("k", "b")));
+    tokio::task::yield_now().await;
+    store.next(Op::Claim, Fault::AnswerHeld);
+    let mut second = Box::pin(service.ready().await.unwrap().call(post("k", "b")));
+    assert!(poll!(second.as_mut()).is_pending());
+    drop(second);
+    store.open();
+    waiting.drain().await;
+    first.await.unwrap().unwrap();
+    assert_eq!(effects.count(), 1);
+
+    let open = layer(store.clone()).fail_open(true);
+    let mut service = open.layer(service_fn(handler));
+    store.next(Op::Claim, Fault::Hangs);
+    let mut call = Box::pin(service.ready().await.unwrap().call(post("other", "b")));
+    assert!(poll!(call.as_mut()).is_pending());
+    drop(call);
+    open.drain().await;
+    assert_eq!(effects.count(), 1);
 }
