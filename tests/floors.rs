@@ -175,6 +175,7 @@ fn what_is_sound_is_not_reported() {
         ),
         ("key.rs", "#[cfg(test)] use crate::record::Record;"),
         ("key.rs", "mod a { use super::Key; }"),
+        ("engine/core.rs", "fn f() { crate::hash!() }"),
         (
             "engine/tests.rs",
             "use crate::store::MemoryStore; use http::Request;",
@@ -203,7 +204,7 @@ fn what_is_sound_is_not_reported() {
 fn sound() -> BTreeMap<String, String> {
     [
         ("lib.rs", "mod key; pub mod store; pub use record::Record; pub use store::Store;"),
-        ("key.rs", "pub struct Key;"),
+        ("key.rs", "pub struct Key; macro_rules! hash { () => {} }"),
         ("fingerprint.rs", "use crate::key::Key;"),
         ("record.rs", "use crate::fingerprint::F;"),
         ("store/mod.rs", "//! Docs.\nmod contract; mod memory; pub use contract::Store; pub use memory::{MemoryStore};"),
@@ -240,10 +241,22 @@ fn read(folder: &Path, prefix: &str) -> BTreeMap<String, String> {
 
 /// What is wrong with a crate, given as its files.
 fn faults(sources: &BTreeMap<String, String>) -> Vec<String> {
-    let files: BTreeMap<Vec<String>, File> = sources
+    let mut files: BTreeMap<Vec<String>, File> = sources
         .iter()
         .map(|(path, text)| (module_of(path), File::parse(path, text)))
         .collect();
+    // A macro is a name of the root, wherever it stands.
+    let macros: Vec<_> = files
+        .iter()
+        .flat_map(|(module, file)| {
+            file.macros
+                .iter()
+                .map(|name| (name.clone(), module.clone()))
+        })
+        .collect();
+    if let Some(root) = files.get_mut(&Vec::new()) {
+        root.exports.extend(macros);
+    }
     let tests: BTreeSet<_> = files
         .iter()
         .flat_map(|(module, file)| {
@@ -341,6 +354,8 @@ struct File {
     paths: BTreeSet<Vec<String>>,
     /// The names that a root or folder gives to paths of this crate.
     exports: BTreeMap<String, Vec<String>>,
+    /// The macros that it defines.
+    macros: Vec<String>,
     /// Child modules that are there for tests only.
     test_modules: Vec<String>,
     /// All identifiers.
@@ -358,6 +373,7 @@ impl File {
             is_folder: path.ends_with("mod.rs"),
             paths: BTreeSet::new(),
             exports: BTreeMap::new(),
+            macros: Vec::new(),
             test_modules: Vec::new(),
             names: BTreeSet::new(),
             has_code: false,
@@ -450,6 +466,10 @@ impl File {
                                 self.names.extend(path.iter().cloned());
                                 self.paths.insert(absolute(module, path));
                             }
+                        }
+                        "macro_rules" => {
+                            tokens.next_if(|mark| is(mark, '!'));
+                            self.macros.extend(tokens.peek().map(word));
                         }
                         "mod" => inline = tokens.peek().map(word),
                         _ => {
