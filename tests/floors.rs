@@ -241,22 +241,10 @@ fn read(folder: &Path, prefix: &str) -> BTreeMap<String, String> {
 
 /// What is wrong with a crate, given as its files.
 fn faults(sources: &BTreeMap<String, String>) -> Vec<String> {
-    let mut files: BTreeMap<Vec<String>, File> = sources
+    let files: BTreeMap<Vec<String>, File> = sources
         .iter()
         .map(|(path, text)| (module_of(path), File::parse(path, text)))
         .collect();
-    // A macro is a name of the root, wherever it stands.
-    let macros: Vec<_> = files
-        .iter()
-        .flat_map(|(module, file)| {
-            file.macros
-                .iter()
-                .map(|name| (name.clone(), module.clone()))
-        })
-        .collect();
-    if let Some(root) = files.get_mut(&Vec::new()) {
-        root.exports.extend(macros);
-    }
     let tests: BTreeSet<_> = files
         .iter()
         .flat_map(|(module, file)| {
@@ -282,7 +270,7 @@ fn faults(sources: &BTreeMap<String, String>) -> Vec<String> {
             continue;
         };
         for path in &file.paths {
-            let Some(target) = resolve(&files, path, 0) else {
+            let Some(target) = resolve(&files, path, 0).or_else(|| exporter(&files, path)) else {
                 let path = path.join("::");
                 faults.push(format!("{name}: cannot tell what `crate::{path}` is"));
                 continue;
@@ -347,6 +335,13 @@ fn resolve(files: &BTreeMap<Vec<String>, File>, path: &[String], depth: u8) -> O
     resolve(files, &target, depth + 1)
 }
 
+/// The file that defines an exported macro: such a macro stands in the root, whoever defines it.
+fn exporter(files: &BTreeMap<Vec<String>, File>, path: &[String]) -> Option<Vec<String>> {
+    let [name] = path else { return None };
+    let mut files = files.iter();
+    files.find_map(|(module, file)| file.macros.contains(name).then(|| module.clone()))
+}
+
 /// What a source tells of itself, its tests left out.
 struct File {
     is_folder: bool,
@@ -355,7 +350,7 @@ struct File {
     /// The names that a root or folder gives to paths of this crate.
     exports: BTreeMap<String, Vec<String>>,
     /// The macros that it defines.
-    macros: Vec<String>,
+    macros: BTreeSet<String>,
     /// Child modules that are there for tests only.
     test_modules: Vec<String>,
     /// All identifiers.
@@ -373,13 +368,18 @@ impl File {
             is_folder: path.ends_with("mod.rs"),
             paths: BTreeSet::new(),
             exports: BTreeMap::new(),
-            macros: Vec::new(),
+            macros: BTreeSet::new(),
             test_modules: Vec::new(),
             names: BTreeSet::new(),
             has_code: false,
         };
         let module = module_of(path);
         let code = file.without_tests(tokens);
+        for definition in code.windows(3) {
+            if word(&definition[0]) == "macro_rules" {
+                file.macros.insert(word(&definition[2]));
+            }
+        }
         if file.is_folder || module.is_empty() {
             file.read_exports(&module, &code);
         }
@@ -466,10 +466,6 @@ impl File {
                                 self.names.extend(path.iter().cloned());
                                 self.paths.insert(absolute(module, path));
                             }
-                        }
-                        "macro_rules" => {
-                            tokens.next_if(|mark| is(mark, '!'));
-                            self.macros.extend(tokens.peek().map(word));
                         }
                         "mod" => inline = tokens.peek().map(word),
                         _ => {
