@@ -557,6 +557,19 @@ fn it_needs_no_runtime() {
     let store = MemoryStore::new();
     let claimed = claim(&store, &key(1)).now_or_never();
     assert_eq!(claimed.unwrap().unwrap().attempt, 1);
+
+    // And follows the clock of the runtime that it comes to.
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build();
+    runtime.unwrap().block_on(async {
+        tokio::time::advance(LEASE).await;
+        let found = store.get(&key(1)).await.unwrap();
+        assert!(found.unwrap().is_abandoned());
+        tokio::time::advance(TTL).await;
+        assert_eq!(store.get(&key(1)).await.unwrap(), None);
+    });
 }
 
 /// U19: debug output tells how much there is, and nothing of what.

@@ -124,9 +124,8 @@ impl MemoryStore {
         self.0.clock.advance(by);
         // Whoever waits for the end of a lease had better look again.
         for shard in &self.0.shards {
-            for held in lock(shard).records.values_mut() {
-                held.waiters = None;
-            }
+            let woken = std::mem::take(&mut lock(shard).waiters);
+            drop(woken);
         }
     }
 }
@@ -238,7 +237,9 @@ struct Shared {
 }
 
 struct Shard {
-    records: HashMap<Arc<str>, Box<Held>>,
+    records: HashMap<Arc<str>, Box<Record>>,
+    /// For each record that somebody waits for. Dropped with every change, which wakes them.
+    waiters: HashMap<Arc<str>, watch::Sender<()>>,
     index: Index,
     /// Stands in for every record that is absent: expired since ever, with the greatest token of
     /// those that were removed. So tokens grow also where a key is released and claimed again
@@ -246,11 +247,9 @@ struct Shard {
     absent: Record,
 }
 
-struct Held {
-    record: Record,
-    /// Dropped with every change, which wakes those who wait for one.
-    waiters: Option<watch::Sender<()>>,
-}
+/// What a change replaced or removed. Dropping it frees the record and wakes its waiters, so not
+/// under the lock.
+type Past = (Record, Option<watch::Sender<()>>);
 
 /// Exact, not lazy: a record that is renewed a million times is here once.
 struct Index {
@@ -287,8 +286,7 @@ impl Shared {
             let done = shard.step(&self.usage, key, now, &function);
             drop(shard);
             match done {
-                // Wakes waiters and frees the old record, so not under the lock.
-                Ok((reply, _replaced)) => {
+                Ok((reply, _past)) => {
                     self.tidy(now);
                     return Ok(reply);
                 }
@@ -380,13 +378,14 @@ impl Shared {
     ) -> Result<Option<Snapshot>, Waiting<'a>> {
         let mut shard = lock(self.shard_of(key));
         let now = self.clock.now();
-        let found = shard.records.get_mut(&**key.shared());
-        let held = match found {
-            Some(held) if !machine::is_over(Some(&held.record), now, token) => held,
-            found => return Ok(machine::get(found.map(|held| &held.record), now)),
+        let record = shard.records.get(&**key.shared()).map(|record| &**record);
+        let ends = match record {
+            Some(record) if !machine::is_over(Some(record), now, token) => {
+                record.lease_until.min(record.expires_at)
+            }
+            record => return Ok(machine::get(record, now)),
         };
-        let ends = held.record.lease_until.min(held.record.expires_at);
-        let sender = held.waiters.get_or_insert_with(|| watch::Sender::new(()));
+        let sender = shard.waiters.entry(key.shared().clone()).or_default();
         Err(Waiting {
             shared: self,
             key,
@@ -402,6 +401,7 @@ impl Shard {
         let long_ago = Timestamp::default();
         Self {
             records: HashMap::new(),
+            waiters: HashMap::new(),
             index: Index {
                 by_expiry: BTreeSet::new(),
                 by_age,
@@ -421,34 +421,31 @@ impl Shard {
         }
     }
 
-    /// The reply, and what was replaced or removed, for the caller to drop outside the lock.
     fn step<T>(
         &mut self,
         usage: &Usage,
         key: &StoreKey,
         now: Timestamp,
         function: impl Fn(Option<&Record>, Timestamp) -> Step<T>,
-    ) -> Result<(T, Option<Held>), Short> {
+    ) -> Result<(T, Option<Past>), Short> {
         match self.records.entry(key.shared().clone()) {
             Place::Occupied(mut place) => {
                 // The same text as in the table, though perhaps not the same as in `key`.
                 let name = place.key().clone();
-                let held = place.get_mut();
-                let Step { change, reply } = function(Some(&held.record), now);
-                let replaced = match change {
+                let kept = place.get_mut();
+                let Step { change, reply } = function(Some(kept), now);
+                let past = match change {
                     Change::Keep => None,
                     Change::Put(record) => {
-                        usage.resize(cost(&name, &held.record), cost(&name, &record))?;
-                        self.index.remove(&name, &held.record);
+                        usage.resize(cost(&name, kept), cost(&name, &record))?;
+                        self.index.remove(&name, kept);
                         self.index.insert(&name, &record);
-                        Some(Held {
-                            record: std::mem::replace(&mut held.record, record),
-                            waiters: held.waiters.take(),
-                        })
+                        let old = std::mem::replace(&mut **kept, record);
+                        Some((old, self.take_waiters(&name)))
                     }
                     Change::Remove => self.remove(usage, &name),
                 };
-                Ok((reply, replaced))
+                Ok((reply, past))
             }
             Place::Vacant(place) => {
                 let Step { change, reply } = function(Some(&self.absent), now);
@@ -458,29 +455,38 @@ impl Shard {
                         bytes: cost(key.shared(), &record),
                     })?;
                     self.index.insert(key.shared(), &record);
-                    place.insert(Box::new(Held {
-                        record,
-                        waiters: None,
-                    }));
+                    place.insert(Box::new(record));
                 }
                 Ok((reply, None))
             }
         }
     }
 
-    fn remove(&mut self, usage: &Usage, key: &Arc<str>) -> Option<Held> {
-        let held = *self.records.remove(key)?;
-        self.index.remove(key, &held.record);
-        usage.release(1, cost(key, &held.record));
-        self.absent.token = self.absent.token.max(held.record.token);
+    fn remove(&mut self, usage: &Usage, key: &Arc<str>) -> Option<Past> {
+        let record = *self.records.remove(key)?;
+        self.index.remove(key, &record);
+        usage.release(1, cost(key, &record));
+        self.absent.token = self.absent.token.max(record.token);
         // A quarter full or less: half of the table goes back, and as much is left to grow into.
         if self.records.len() < self.records.capacity() / 4 {
             self.records.shrink_to(self.records.len() * 2);
         }
-        Some(held)
+        Some((record, self.take_waiters(key)))
     }
 
-    fn remove_expired(&mut self, usage: &Usage, now: Timestamp) -> Vec<Held> {
+    fn take_waiters(&mut self, key: &Arc<str>) -> Option<watch::Sender<()>> {
+        // The usual case, and cheaper than hashing the key.
+        if self.waiters.is_empty() {
+            return None;
+        }
+        let taken = self.waiters.remove(key);
+        if self.waiters.is_empty() {
+            self.waiters = HashMap::new();
+        }
+        taken
+    }
+
+    fn remove_expired(&mut self, usage: &Usage, now: Timestamp) -> Vec<Past> {
         std::iter::from_fn(|| {
             let key = self.index.first_expired(now)?;
             self.remove(usage, &key)
@@ -594,8 +600,9 @@ impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         self.changed = None;
         let mut shard = lock(self.shared.shard_of(self.key));
-        if let Some(held) = shard.records.get_mut(&**self.key.shared()) {
-            held.waiters.take_if(|sender| sender.receiver_count() == 0);
+        let sender = shard.waiters.get(self.key.shared());
+        if sender.is_some_and(|sender| sender.receiver_count() == 0) {
+            shard.take_waiters(self.key.shared());
         }
     }
 }
@@ -688,7 +695,7 @@ impl Store for MemoryStore {
             let shard = lock(self.0.shard_of(key));
             let now = self.0.clock.now();
             let record = shard.records.get(&**key.shared());
-            (machine::get(record.map(|held| &held.record), now), now)
+            (machine::get(record.map(|record| &**record), now), now)
         };
         self.0.tidy(now);
         Ok(found)
@@ -738,7 +745,7 @@ mod tests {
 
     fn is_waited_for(store: &MemoryStore, key: &StoreKey) -> bool {
         let shard = lock(store.0.shard_of(key));
-        shard.records[&**key.shared()].waiters.is_some()
+        shard.waiters.contains_key(key.shared())
     }
 
     /// U10: tables and indices are given back, not only what they hold.
@@ -769,6 +776,62 @@ mod tests {
             assert!(shard.index.by_expiry.is_empty());
             assert!(shard.index.by_age.as_ref().unwrap().is_empty());
         }
+    }
+
+    /// P9, U19: a record that is dropped early is told of, under its hash.
+    #[cfg(feature = "tracing")]
+    #[test]
+    fn p9_u19_a_dropped_record_is_told_of() {
+        use tracing::{
+            Event, Level, Metadata, Subscriber,
+            field::{Field, Visit},
+            span,
+        };
+
+        #[derive(Clone, Default)]
+        struct Told(Arc<Mutex<String>>);
+        impl Visit for Told {
+            fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+                let mut told = self.0.lock().unwrap();
+                told.push_str(&format!("{field}={value:?}\n"));
+            }
+        }
+        impl Subscriber for Told {
+            fn enabled(&self, _: &Metadata<'_>) -> bool {
+                true
+            }
+            fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
+                span::Id::from_u64(1)
+            }
+            fn record(&self, _: &span::Id, _: &span::Record<'_>) {}
+            fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
+            fn event(&self, event: &Event<'_>) {
+                let metadata = event.metadata();
+                assert_eq!(*metadata.level(), Level::WARN);
+                assert_eq!(metadata.target(), "tower_idempotency");
+                event.record(&mut self.clone());
+            }
+            fn enter(&self, _: &span::Id) {}
+            fn exit(&self, _: &span::Id) {}
+        }
+
+        let told = Told::default();
+        tracing::subscriber::with_default(told.clone(), || {
+            let store = MemoryStore::builder()
+                .max_entries(1)
+                .when_full(WhenFull::DropOldestCompleted)
+                .build();
+            let old = StoreKey::new("idem", "caller", "endpoint", "secret");
+            let lease = claim(&store, &old);
+            let nothing = Payload::not_replayable(200);
+            let completed = store.complete(&old, &lease, &nothing, Duration::from_secs(60));
+            completed.now_or_never().unwrap().unwrap();
+            claim(&store, &key(1));
+            assert_eq!(store.evicted(), 1);
+            let told = told.0.lock().unwrap();
+            assert!(told.contains(&old.log_id()), "{told}");
+            assert!(!told.contains("secret"), "{told}");
+        });
     }
 
     /// U29: whoever waits leaves nothing behind, whether it gives up or gets its answer.
