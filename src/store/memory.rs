@@ -218,7 +218,7 @@ const NAME: &str = "memory";
 
 /// Enough that threads seldom meet and that the growth of one table is a short pause, few enough
 /// that a look at each is cheap.
-const SHARDS: usize = 64;
+const SHARDS: usize = 128;
 
 /// One operation in so many looks for expired records: looking costs a lock.
 const LOOK_EVERY: usize = 4;
