@@ -28,6 +28,8 @@ use crate::{
 /// - MUST NOT read the client's clock: two servers whose clocks differ by an hour share one store;
 /// - MUST keep a payload and a checkpoint byte for byte, and understand neither;
 /// - MUST take any string as a key;
+/// - MUST let the tokens of a key grow also where its record was removed: the clock does that,
+///   unless it can stand still between the removal and the next claim;
 /// - MUST answer [`Error::Corrupt`][corrupt] where it cannot read what it kept, and never treat
 ///   that as absent;
 /// - SHOULD need one round trip for an operation;

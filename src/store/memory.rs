@@ -47,8 +47,8 @@ use crate::{
 ///
 /// # Expiry
 ///
-/// Every fourth operation removes up to 16 expired records, whosever they are; there is no
-/// background task. Tables shrink as records go.
+/// Each operation removes up to 2 expired records, and every fourth up to 16 more from another part
+/// of the store, whosever they are; there is no background task. Tables shrink as records go.
 ///
 /// # Time
 ///
@@ -220,12 +220,16 @@ const NAME: &str = "memory";
 /// that a look at each is cheap.
 const SHARDS: usize = 128;
 
-/// One operation in so many looks for expired records: looking costs a lock.
+/// How many expired records an operation removes at most from the shard that it has locked: more
+/// than the one that it can add, so that removal keeps up.
+const FEW: usize = 2;
+
+/// One operation in so many looks into another shard as well, so that records go whose keys, and
+/// whose shard, nobody asks for. Not each one, since looking costs another lock.
 const LOOK_EVERY: usize = 4;
 
-/// How many expired records it removes at most: several for each operation, and an operation adds
-/// one at most, so removal keeps up.
-const FEW: usize = 16;
+/// How many expired records go from that other shard at most.
+const MANY: usize = 16;
 
 struct Shared {
     clock: Clock,
@@ -284,6 +288,7 @@ impl Shared {
             // Read under the lock, so that it does not run backwards for this key.
             let now = self.clock.now();
             let done = shard.step(&self.usage, key, now, &function);
+            let _expired = shard.remove_expired(&self.usage, now, FEW);
             drop(shard);
             match done {
                 Ok((reply, _past)) => {
@@ -312,7 +317,7 @@ impl Shared {
             // Busy; others will come by.
             Err(TryLockError::WouldBlock) => return,
         };
-        let removed = shard.remove_expired(&self.usage, now);
+        let removed = shard.remove_expired(&self.usage, now, MANY);
         drop(shard);
         drop(removed);
     }
@@ -329,7 +334,7 @@ impl Shared {
             let mut removed_any = false;
             for shard in &self.shards {
                 let mut held = lock(shard);
-                let removed = held.remove_expired(&self.usage, now);
+                let removed = held.remove_expired(&self.usage, now, MANY);
                 removed_any |= !removed.is_empty();
                 let first = held.index.oldest();
                 drop(held);
@@ -486,12 +491,12 @@ impl Shard {
         taken
     }
 
-    fn remove_expired(&mut self, usage: &Usage, now: Timestamp) -> Vec<Past> {
+    fn remove_expired(&mut self, usage: &Usage, now: Timestamp, most: usize) -> Vec<Past> {
         std::iter::from_fn(|| {
             let key = self.index.first_expired(now)?;
             self.remove(usage, &key)
         })
-        .take(FEW)
+        .take(most)
         .collect()
     }
 }
@@ -691,14 +696,10 @@ impl Store for MemoryStore {
     }
 
     async fn get(&self, key: &StoreKey) -> Result<Option<Snapshot>, StoreError> {
-        let (found, now) = {
-            let shard = lock(self.0.shard_of(key));
-            let now = self.0.clock.now();
-            let record = shard.records.get(&**key.shared());
-            (machine::get(record.map(|record| &**record), now), now)
-        };
-        self.0.tidy(now);
-        Ok(found)
+        self.0.step(key, |record, now| Step {
+            change: Change::Keep,
+            reply: machine::get(record, now),
+        })
     }
 
     async fn forget(&self, key: &StoreKey) -> Result<bool, StoreError> {
