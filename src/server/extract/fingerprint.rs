@@ -89,6 +89,56 @@ impl Fingerprinter {
     /// });
     /// ```
     ///
+    /// A retry of a multipart form may come with a new boundary. What stands between the
+    /// boundaries is then what counts:
+    ///
+    /// ```
+    /// use http::header::CONTENT_TYPE;
+    /// use tower_idempotency::Fingerprinter;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// let multipart = Fingerprinter::from_fn("multipart/1", |parts, body, hasher| {
+    ///     let content_type = parts.headers.get(CONTENT_TYPE);
+    ///     let boundary = content_type
+    ///         .and_then(|value| value.to_str().ok()?.split_once("boundary="))
+    ///         .map(|(_, boundary)| boundary.trim_matches('"').as_bytes())
+    ///         .filter(|boundary| !boundary.is_empty());
+    ///     hasher.field(parts.uri.path());
+    ///     let mut rest = &body[..];
+    ///     if let Some(boundary) = boundary {
+    ///         let next = |rest: &[u8]| rest.windows(boundary.len()).position(|at| at == boundary);
+    ///         while let Some(at) = next(rest) {
+    ///             hasher.field(&rest[..at]);
+    ///             rest = &rest[at + boundary.len()..];
+    ///         }
+    ///     }
+    ///     hasher.field(rest);
+    /// });
+    /// # use http::Request;
+    /// # use http_body_util::Full;
+    /// # use tower::{Layer, ServiceExt, service_fn};
+    /// # use tower_idempotency::{IdempotencyLayer, MemoryStore, Outcome, Scope};
+    /// # let layer = IdempotencyLayer::new(MemoryStore::new(), Scope::single_tenant())
+    /// #     .fingerprint(multipart);
+    /// # let ask = async |boundary: &str, file: &str| {
+    /// #     let service = layer.layer(service_fn(async |_: Request<_>| {
+    /// #         Ok::<_, std::convert::Infallible>(http::Response::new(Full::<bytes::Bytes>::default()))
+    /// #     }));
+    /// #     let request = Request::post("/upload")
+    /// #         .header("idempotency-key", "k")
+    /// #         .header("content-type", format!("multipart/form-data; boundary=\"{boundary}\""))
+    /// #         .body(Full::<bytes::Bytes>::from(format!("--{boundary}\r\n\r\n{file}\r\n--{boundary}--\r\n")))
+    /// #         .unwrap();
+    /// #     let response = service.oneshot(request).await.unwrap();
+    /// #     response.extensions().get::<Outcome>().unwrap().as_str()
+    /// # };
+    /// # assert_eq!(ask("one", "file").await, "completed");
+    /// # assert_eq!(ask("two", "file").await, "replayed");
+    /// # assert_eq!(ask("two", "other").await, "mismatch");
+    /// # }
+    /// ```
+    ///
     /// # Panics
     ///
     /// If `algorithm` is no name that [`Fingerprint::hasher`] takes.
