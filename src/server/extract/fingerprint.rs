@@ -59,7 +59,7 @@ impl Fingerprinter {
     /// `1.0` is `1`, and these two differ.
     ///
     /// A body counts as JSON if its `Content-Type` says so (`application/json` or `…+json`) or is
-    /// absent, and if it has one meaning only: no name twice in an object, and no more than 128
+    /// absent, and if it has one meaning only: no name twice in an object, and no more than 127
     /// levels. Any other body counts by its bytes.
     #[cfg(feature = "json")]
     #[must_use]

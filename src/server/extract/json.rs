@@ -1,28 +1,29 @@
 //! JSON as this crate needs it: the canonical form of a document, and the value at a pointer.
 //!
-//! A small strict reader of its own. A general parser reads numbers into 64 bits, and two amounts
-//! would become one; keeping their text is, in `serde_json`, a feature that would change it for
-//! the whole program. Nor does it tell that a name occurs twice, where a reader that takes the
-//! first and one that takes the last see two documents.
+//! `serde_json` reads, but does not interpret: numbers keep their text, which they would otherwise
+//! lose to 64 bits (or to a feature that changes them for the whole program), and of two members
+//! with one name both are seen.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, fmt};
 
-/// Deeper documents are not read.
-const DEEPEST: usize = 128;
+use serde::{
+    Deserialize, Deserializer,
+    de::{DeserializeSeed, Error, MapAccess, SeqAccess, Visitor},
+};
+use serde_json::value::RawValue;
 
 /// Bytes that are equal exactly if two documents are equal: whatever the order of the members, the
 /// white space, the escapes in strings and the spelling of numbers.
 ///
 /// They are read by no one, only hashed, so that they need not be text: each value has a mark, a
-/// string its length, and members are in the order of their names' bytes.
+/// string its length, and members are in the order of their names.
 ///
-/// `None` for what is not JSON, is nested too deep, has a name twice in one object, or a number
-/// with an exponent beyond 64 bits.
+/// `None` for what is not JSON, is nested deeper than 127 levels, has a name twice in one object,
+/// half a surrogate pair in a string, or a number with an exponent beyond 64 bits.
 pub(super) fn canonical(document: &[u8]) -> Option<Vec<u8>> {
     let mut out = Vec::with_capacity(document.len());
-    let mut reader = Reader::new(document)?;
-    reader.canonical(&mut out)?;
-    reader.is_at_end().then_some(out)
+    push_value(&mut out, Value::read(document)?)?;
+    Some(out)
 }
 
 /// What is at a pointer.
@@ -38,326 +39,152 @@ pub(super) enum Found<'a> {
 
 /// The value at a path of reference tokens (RFC 6901), which are unescaped.
 pub(super) fn find<'a>(document: &'a [u8], path: &[String]) -> Found<'a> {
-    let mut found = Found::Nothing;
-    let read = Reader::new(document).and_then(|mut reader| {
-        reader.find(path, &mut found)?;
-        reader.is_at_end().then_some(())
-    });
-    match read {
-        Some(()) => found,
-        None => Found::Nothing,
-    }
-}
-
-/// Each method takes what it is named for and gives `None` where something else stands.
-struct Reader<'a> {
-    text: &'a str,
-    at: usize,
-    depth: usize,
-}
-
-/// A member of an object in the output: its name is at `name..value`, its value at `value..end`.
-struct Member {
-    begin: usize,
-    value: usize,
-    end: usize,
-}
-
-/// The mark of a string and its length.
-const STRING_HEAD: usize = 5;
-
-impl<'a> Reader<'a> {
-    fn new(document: &'a [u8]) -> Option<Self> {
-        Some(Self {
-            text: std::str::from_utf8(document).ok()?,
-            at: 0,
-            depth: 0,
-        })
-    }
-
-    fn canonical(&mut self, out: &mut Vec<u8>) -> Option<()> {
-        match self.peek()? {
-            b'{' => {
-                out.push(b'{');
-                let start = out.len();
-                let mut members = Vec::new();
-                self.object(|reader, name| {
-                    let begin = out.len();
-                    push_string(out, &name)?;
-                    let value = out.len();
-                    reader.canonical(out)?;
-                    members.push(Member {
-                        begin,
-                        value,
-                        end: out.len(),
-                    });
-                    Some(())
-                })?;
-                sort(out, start, members)?;
-                out.push(b'}');
-            }
-            b'[' => {
-                out.push(b'[');
-                self.array(|reader| reader.canonical(out))?;
-                out.push(b']');
-            }
-            b'"' => push_string(out, &self.string()?)?,
-            b'-' | b'0'..=b'9' => push_number(out, self.number()?)?,
-            mark => {
-                self.word()?;
-                out.push(mark);
-            }
-        }
-        Some(())
-    }
-
-    fn find(&mut self, path: &[String], found: &mut Found<'a>) -> Option<()> {
-        let Some((token, rest)) = path.split_first() else {
-            *found = match self.peek()? {
-                b'"' => Found::String(self.string()?),
-                b'n' => {
-                    self.skip()?;
-                    Found::Nothing
-                }
-                _ => {
-                    self.skip()?;
-                    Found::NotAString
-                }
-            };
-            return Some(());
-        };
-        match self.peek()? {
-            b'{' => {
-                let mut seen = false;
-                self.object(|reader, name| {
-                    if name != token.as_str() {
-                        return reader.skip();
-                    }
-                    if std::mem::replace(&mut seen, true) {
-                        *found = Found::Ambiguous;
-                    }
-                    match found {
-                        Found::Ambiguous => reader.skip(),
-                        _ => reader.find(rest, found),
-                    }
-                })
-            }
-            b'[' => {
+    let mut value = Value::read(document);
+    for token in path {
+        value = match value {
+            Some(Value::Array(items)) => match token.parse::<usize>() {
                 // Without leading zeros or a sign, or it is no index.
-                let wanted = token
-                    .parse::<usize>()
-                    .ok()
-                    .filter(|n| n.to_string() == *token);
-                let mut index = 0;
-                self.array(|reader| {
-                    let here = wanted == Some(index);
-                    index += 1;
-                    match here {
-                        true => reader.find(rest, found),
-                        false => reader.skip(),
-                    }
-                })
-            }
-            _ => self.skip(),
-        }
-    }
-
-    /// Takes any value.
-    fn skip(&mut self) -> Option<()> {
-        match self.peek()? {
-            b'{' => self.object(|reader, _| reader.skip()),
-            b'[' => self.array(Self::skip),
-            b'"' => self.string().map(drop),
-            b'-' | b'0'..=b'9' => self.number().map(drop),
-            _ => self.word(),
-        }
-    }
-
-    fn object(
-        &mut self,
-        mut member: impl FnMut(&mut Self, Cow<'a, str>) -> Option<()>,
-    ) -> Option<()> {
-        self.nested(b'{', b'}', |reader| {
-            reader.peek()?;
-            let name = reader.string()?;
-            reader.take(b':')?;
-            member(reader, name)
-        })
-    }
-
-    fn array(&mut self, element: impl FnMut(&mut Self) -> Option<()>) -> Option<()> {
-        self.nested(b'[', b']', element)
-    }
-
-    fn nested(
-        &mut self,
-        open: u8,
-        close: u8,
-        mut item: impl FnMut(&mut Self) -> Option<()>,
-    ) -> Option<()> {
-        self.take(open)?;
-        self.depth += 1;
-        if self.depth > DEEPEST {
-            return None;
-        }
-        if self.peek()? != close {
-            item(self)?;
-            while self.peek()? == b',' {
-                self.at += 1;
-                item(self)?;
-            }
-        }
-        self.depth -= 1;
-        self.take(close)
-    }
-
-    /// The next byte that is no white space.
-    fn peek(&mut self) -> Option<u8> {
-        loop {
-            match self.next_byte()? {
-                b' ' | b'\t' | b'\n' | b'\r' => self.at += 1,
-                byte => return Some(byte),
-            }
-        }
-    }
-
-    fn is_at_end(&mut self) -> bool {
-        self.peek().is_none()
-    }
-
-    fn next_byte(&self) -> Option<u8> {
-        self.text.as_bytes().get(self.at).copied()
-    }
-
-    fn take(&mut self, byte: u8) -> Option<()> {
-        (self.peek()? == byte).then(|| self.at += 1)
-    }
-
-    fn word(&mut self) -> Option<()> {
-        let rest = &self.text[self.at..];
-        let word = ["true", "false", "null"]
-            .into_iter()
-            .find(|word| rest.starts_with(word))?;
-        self.at += word.len();
-        Some(())
-    }
-
-    fn string(&mut self) -> Option<Cow<'a, str>> {
-        if self.next_byte()? != b'"' {
-            return None;
-        }
-        self.at += 1;
-        let mut unescaped: Option<String> = None;
-        loop {
-            let start = self.at;
-            while !matches!(self.next_byte()?, b'"' | b'\\' | ..b' ') {
-                self.at += 1;
-            }
-            let piece = &self.text[start..self.at];
-            match self.next_byte()? {
-                b'"' => {
-                    self.at += 1;
-                    return Some(match unescaped {
-                        None => Cow::Borrowed(piece),
-                        Some(text) => Cow::Owned(text + piece),
-                    });
-                }
-                b'\\' => {
-                    self.at += 1;
-                    let text = unescaped.get_or_insert_default();
-                    text.push_str(piece);
-                    text.push(self.escape()?);
-                }
-                _ => return None,
-            }
-        }
-    }
-
-    /// What stands after a backslash.
-    fn escape(&mut self) -> Option<char> {
-        let escape = self.next_byte()?;
-        self.at += 1;
-        Some(match escape {
-            b'"' | b'\\' | b'/' => escape.into(),
-            b'b' => '\u{8}',
-            b'f' => '\u{c}',
-            b'n' => '\n',
-            b'r' => '\r',
-            b't' => '\t',
-            b'u' => match self.hex()? {
-                high @ 0xd800..=0xdbff => {
-                    if !self.text[self.at..].starts_with("\\u") {
-                        return None;
-                    }
-                    self.at += 2;
-                    let pair = [high, self.hex()?];
-                    char::decode_utf16(pair).next()?.ok()?
-                }
-                unit => char::from_u32(unit.into())?,
+                Ok(index) if index.to_string() == *token => items.into_iter().nth(index),
+                _ => None,
             },
-            _ => return None,
-        })
-    }
-
-    fn hex(&mut self) -> Option<u16> {
-        let digits = self.text.get(self.at..self.at + 4)?;
-        self.at += 4;
-        // `from_str_radix` alone would take a sign.
-        match digits.bytes().all(|b| b.is_ascii_hexdigit()) {
-            true => u16::from_str_radix(digits, 16).ok(),
-            false => None,
-        }
-    }
-
-    fn number(&mut self) -> Option<&'a str> {
-        let start = self.at;
-        if self.next_byte()? == b'-' {
-            self.at += 1;
-        }
-        match self.next_byte()? {
-            b'0' => self.at += 1,
-            _ => self.digits()?,
-        }
-        if self.next_byte() == Some(b'.') {
-            self.at += 1;
-            self.digits()?;
-        }
-        if matches!(self.next_byte(), Some(b'e' | b'E')) {
-            self.at += 1;
-            if matches!(self.next_byte(), Some(b'+' | b'-')) {
-                self.at += 1;
+            Some(Value::Object(members)) => {
+                let mut named = members.into_iter().filter(|(name, _)| name == token);
+                let first = named.next();
+                if named.next().is_some() {
+                    return Found::Ambiguous;
+                }
+                first.map(|(_, value)| value)
             }
-            self.digits()?;
-        }
-        Some(&self.text[start..self.at])
+            Some(Value::Scalar(_)) | None => None,
+        };
     }
-
-    fn digits(&mut self) -> Option<()> {
-        let start = self.at;
-        while matches!(self.next_byte(), Some(b'0'..=b'9')) {
-            self.at += 1;
+    match value {
+        None | Some(Value::Scalar("null")) => Found::Nothing,
+        Some(Value::Scalar(text)) if text.starts_with('"') => {
+            string(text).map_or(Found::Nothing, Found::String)
         }
-        (self.at > start).then_some(())
+        Some(_) => Found::NotAString,
     }
 }
 
-/// Brings the members of an object, which are at the end of `out` from `start` on, into the order
-/// of their names. `None` if two names are equal.
-fn sort(out: &mut Vec<u8>, start: usize, mut members: Vec<Member>) -> Option<()> {
-    let name = |member: &Member| &out[member.begin + STRING_HEAD..member.value];
-    if members.is_sorted_by(|one, next| name(one) < name(next)) {
-        return Some(());
+enum Value<'a> {
+    Array(Vec<Self>),
+    /// Its members as they come.
+    Object(Vec<(Cow<'a, str>, Self)>),
+    /// Any other value, as its text.
+    Scalar(&'a str),
+}
+
+impl<'a> Value<'a> {
+    fn read(document: &'a [u8]) -> Option<Self> {
+        let text = std::str::from_utf8(document).ok()?;
+        let mut reader = serde_json::Deserializer::from_str(text);
+        let value = Ahead(text).deserialize(&mut reader).ok()?;
+        reader.end().ok()?;
+        Some(value)
     }
-    members.sort_unstable_by(|one, other| name(one).cmp(name(other)));
-    if members
-        .windows(2)
-        .any(|pair| name(&pair[0]) == name(&pair[1]))
-    {
-        return None;
+}
+
+/// The text that was not read yet. A value can be had as its text or as what is in it, and which
+/// of the two has to be said before it is read.
+struct Ahead<'a>(&'a str);
+
+impl<'a> Ahead<'a> {
+    /// Goes to the next name or value. Its reader has passed, and checked, what is before it.
+    fn advance(&mut self) {
+        let between = [' ', '\t', '\n', '\r', ',', ':', ']', '}'];
+        self.0 = self.0.trim_start_matches(between);
     }
-    let unsorted = out.split_off(start);
-    for member in members {
-        out.extend_from_slice(&unsorted[member.begin - start..member.end - start]);
+
+    /// Passes what was read as its text.
+    fn pass<E: Error>(&mut self, read: &'a RawValue) -> Result<&'a str, E> {
+        self.advance();
+        let text = read.get();
+        let rest = self.0.strip_prefix(text);
+        self.0 = rest.ok_or_else(|| E::custom("read elsewhere"))?;
+        Ok(text)
+    }
+}
+
+impl<'a> DeserializeSeed<'a> for &mut Ahead<'a> {
+    type Value = Value<'a>;
+
+    fn deserialize<D: Deserializer<'a>>(self, value: D) -> Result<Value<'a>, D::Error> {
+        self.advance();
+        match self.0.strip_prefix(['[', '{']) {
+            Some(inside) => {
+                self.0 = inside;
+                value.deserialize_any(self)
+            }
+            None => self
+                .pass(Deserialize::deserialize(value)?)
+                .map(Value::Scalar),
+        }
+    }
+}
+
+impl<'a> Visitor<'a> for &mut Ahead<'a> {
+    type Value = Value<'a>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an array or object")
+    }
+
+    fn visit_seq<A: SeqAccess<'a>>(self, mut access: A) -> Result<Value<'a>, A::Error> {
+        // With room for one: a vector that grows from nothing has room for four, and a document
+        // can be all brackets.
+        let mut items = Vec::from_iter(access.next_element_seed(&mut *self)?);
+        while let Some(item) = access.next_element_seed(&mut *self)? {
+            items.push(item);
+        }
+        Ok(Value::Array(items))
+    }
+
+    fn visit_map<A: MapAccess<'a>>(self, mut access: A) -> Result<Value<'a>, A::Error> {
+        let mut members = Vec::new();
+        while let Some(name) = access.next_key()? {
+            let name = string(self.pass(name)?).ok_or_else(|| Error::custom("half a character"))?;
+            members.push((name, access.next_value_seed(&mut *self)?));
+        }
+        Ok(Value::Object(members))
+    }
+}
+
+/// A string without its quotes and escapes. `None` if there is half a surrogate pair among them.
+fn string(text: &str) -> Option<Cow<'_, str>> {
+    match text.contains('\\') {
+        true => serde_json::from_str(text).ok().map(Cow::Owned),
+        false => text.get(1..text.len() - 1).map(Cow::Borrowed),
+    }
+}
+
+fn push_value(out: &mut Vec<u8>, value: Value<'_>) -> Option<()> {
+    match value {
+        Value::Array(items) => {
+            out.push(b'[');
+            for item in items {
+                push_value(out, item)?;
+            }
+            out.push(b']');
+        }
+        Value::Object(mut members) => {
+            members.sort_unstable_by(|(one, _), (other, _)| one.cmp(other));
+            if !members.is_sorted_by(|(one, _), (next, _)| one < next) {
+                return None;
+            }
+            out.push(b'{');
+            for (name, member) in members {
+                push_string(out, &name)?;
+                push_value(out, member)?;
+            }
+            out.push(b'}');
+        }
+        Value::Scalar(text) => match *text.as_bytes().first()? {
+            b'"' => push_string(out, &string(text)?)?,
+            b'-' | b'0'..=b'9' => push_number(out, text)?,
+            // Of `true`, `false` and `null`.
+            mark => out.push(mark),
+        },
     }
     Some(())
 }
@@ -503,9 +330,12 @@ mod tests {
     #[test]
     fn what_is_ambiguous_or_no_json_has_no_canonical_form() {
         let deep = |depth| "[".repeat(depth) + &"]".repeat(depth);
-        assert!(canonical(deep(DEEPEST).as_bytes()).is_some());
+        let deep_object = |depth| "{\"a\":".repeat(depth) + "0" + &"}".repeat(depth);
+        assert!(canonical(deep(127).as_bytes()).is_some());
+        assert!(canonical(deep_object(127).as_bytes()).is_some());
         for bad in [
-            &deep(DEEPEST + 1),
+            &deep(128),
+            &deep_object(128),
             &"[".repeat(1 << 20),
             &"{\"a\":".repeat(1 << 20),
             "",
@@ -515,6 +345,13 @@ mod tests {
             "[1,",
             "[1,]",
             "[,1]",
+            "[,[1]]",
+            "[[1],]",
+            "[[1]][2]",
+            "[1]]",
+            "{\"a\":,[1]}",
+            "{\"a\",[1]}",
+            "{[1]:1}",
             "[1 2]",
             "{,}",
             "{\"a\"}",
@@ -545,6 +382,7 @@ mod tests {
             "\"\\u12\"",
             "\"\\u+123\"",
             "\"\\ud800\"",
+            "{\"\\ud800\":1}",
             "\"\\ud800\\u0061\"",
             "\"\\udc00\"",
             "\"\\u00é\"",
@@ -660,13 +498,7 @@ mod tests {
             }
             Value::Object(members) => {
                 let mut members: Vec<_> = members.iter().collect();
-                if !members.is_empty() {
-                    let by = roll(dice) % members.len();
-                    members.rotate_left(by);
-                    if roll(dice) > 7 {
-                        members.reverse();
-                    }
-                }
+                members.sort_by_cached_key(|_| roll(dice));
                 out.push('{');
                 for (n, (name, member)) in members.into_iter().enumerate() {
                     if n > 0 {
@@ -680,8 +512,19 @@ mod tests {
             }
             Value::String(text) => {
                 out.push('"');
-                for unit in text.encode_utf16() {
-                    out.push_str(&format!("\\u{unit:04x}"));
+                for c in text.chars() {
+                    match roll(dice) & 3 {
+                        0 if c >= ' ' && c != '"' && c != '\\' => out.push(c),
+                        1 => {
+                            let quoted = Value::from(c.to_string()).to_string();
+                            out.push_str(&quoted[1..quoted.len() - 1]);
+                        }
+                        _ => {
+                            for unit in c.encode_utf16(&mut [0; 2]) {
+                                out.push_str(&format!("\\u{unit:04x}"));
+                            }
+                        }
+                    }
                 }
                 out.push('"');
             }
@@ -734,6 +577,31 @@ mod tests {
                 if digits == 0 { (false, 0, 0) } else { (negative, digits, scale) }
             };
             prop_assert_eq!(same(&spell(one), &spell(other)), reduce(one) == reduce(other));
+        }
+
+        /// S24, U34: with any one character changed, a document is another one, the same or none,
+        /// as `serde_json` has it.
+        #[test]
+        fn s24_u34_one_character_decides(
+            value in json(),
+            at in any::<prop::sample::Index>(),
+            by in "[\\[\\]{}:,\"\\\\ 10e.-]?",
+        ) {
+            let mut text = value.to_string();
+            let original = canonical(text.as_bytes());
+            let (begin, replaced) = *at.get(&text.char_indices().collect::<Vec<_>>());
+            text.replace_range(begin..begin + replaced.len_utf8(), &by);
+            match (canonical(text.as_bytes()), serde_json::from_str::<Value>(&text)) {
+                (Some(ours), Ok(theirs)) => {
+                    prop_assert_eq!(Some(ours) == original, theirs == value, "{}", text);
+                }
+                (Some(_), Err(error)) => {
+                    prop_assert!(error.to_string().contains("out of range"), "{}", error);
+                }
+                // Two names became one.
+                (None, Ok(_)) => prop_assert!(text.contains('{'), "{}", text),
+                (None, Err(_)) => {}
+            }
         }
 
         #[test]
