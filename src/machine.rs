@@ -10,6 +10,8 @@
 //!                       claim: a retry over failed, a takeover over abandoned (attempt + 1)
 //! ```
 //!
+//! `give_back` undoes a claim under which nothing ran.
+//!
 //! A record that is absent and one that has expired are the same thing to every function here. A
 //! store that can run Rust code while it holds a record's lock runs these functions
 //! (`MemoryStore` does); any other must give the same replies.
@@ -42,8 +44,8 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::record::{
-    Claim, ClaimRequest, Claimed, Entry, FencingToken, Lease, Payload, Record, Snapshot, State,
-    Timestamp,
+    Claim, ClaimRequest, Claimed, Entry, FencingToken, Lease, OwnerId, Payload, Record, Snapshot,
+    State, Timestamp,
 };
 
 /// What an operation does to the record, and what it answers.
@@ -102,25 +104,16 @@ pub fn claim(record: Option<&Record>, now: Timestamp, request: &ClaimRequest) ->
         // No function here makes one; a store that finds one keeps it closed.
         (State::Completed, None) => return keep(Claim::Completed(Payload::not_replayable(0))),
         (State::InProgress, _) if record.owner == request.owner => {
-            let entry = match record.attempt {
-                1 => Entry::First,
-                // The record does not tell a retry from a takeover; this one says less.
-                _ => Entry::Takeover,
-            };
             let (lease, checkpoint) = (lease_of(record), record.checkpoint.clone());
-            return granted(lease, entry, checkpoint, record.created_at, now, request);
+            let (entry, created_at) = (record.entry, record.created_at);
+            return granted(lease, entry, checkpoint, created_at, now, request);
         }
         (State::InProgress, _) if !record.is_abandoned(now) => {
             return keep(Claim::InProgress {
                 token: record.token,
-                lease_left: record.lease_until.since(now),
             });
         }
-        (State::InProgress, _) if !request.take_over => {
-            return keep(Claim::Abandoned {
-                attempt: record.attempt,
-            });
-        }
+        (State::InProgress, _) if !request.take_over => return keep(Claim::Abandoned),
         (State::InProgress, _) => Entry::Takeover,
         (State::Failed, _) => Entry::Retry,
     };
@@ -136,9 +129,9 @@ pub fn claim(record: Option<&Record>, now: Timestamp, request: &ClaimRequest) ->
 
 /// Sets the lease to end after `lease_for` from now, and saves a checkpoint where one is given.
 ///
-/// Works for the owner also after its lease ended, if nobody took over. A lease of zero gives the
-/// record up as abandoned. A renewal never revives a record that was released or finished: there
-/// is nothing to renew then, and the reply is [`Refused::Gone`].
+/// Works for the owner also after its lease ended, if nobody took over. A renewal never revives a
+/// record that was released or finished: there is nothing to renew then, and the reply is
+/// [`Refused::Gone`].
 pub fn renew(
     record: Option<&Record>,
     now: Timestamp,
@@ -189,6 +182,7 @@ pub fn complete(
         owner: lease.owner,
         token: lease.token,
         attempt: lease.attempt,
+        entry: live.map_or(Entry::First, |record| record.entry),
         checkpoint: None,
         payload: Some(payload.clone()),
         created_at: live.map_or(now, |record| record.created_at),
@@ -243,6 +237,35 @@ pub fn release(
             }
         }
         _ => fail(record, now, lease, ttl),
+    }
+}
+
+/// Undoes a claim under which nothing ran, as far as it can be undone: the key is free after a
+/// first claim, failed again after a retry, and abandoned again after a takeover, so that the next
+/// claimant knows no less than this one did. The number of attempts stays.
+///
+/// An abandoned record has no owner afterwards, and a renewal that is still on its way cannot
+/// revive it. Where the store lost the record the reply is `Ok`.
+pub fn give_back(
+    record: Option<&Record>,
+    now: Timestamp,
+    lease: &Lease,
+    ttl: Duration,
+) -> Step<Result<(), Refused>> {
+    match live(record, now) {
+        Some(record)
+            if record.owner == lease.owner
+                && record.state == State::InProgress
+                && record.entry == Entry::Takeover =>
+        {
+            put(Record {
+                owner: OwnerId::NOBODY,
+                lease_until: now,
+                expires_at: now + ttl,
+                ..record.clone()
+            })
+        }
+        _ => release(record, now, lease, ttl),
     }
 }
 
@@ -306,6 +329,7 @@ fn granted(
             owner: lease.owner,
             token: lease.token,
             attempt: lease.attempt,
+            entry,
             checkpoint: checkpoint.clone(),
             payload: None,
             created_at,

@@ -52,6 +52,9 @@ impl std::ops::Add<Duration> for Timestamp {
 pub struct OwnerId(u128);
 
 impl OwnerId {
+    /// The owner of a record that was given back: no claimant has this id.
+    pub const NOBODY: Self = Self(0);
+
     /// A new one, from the operating system's random numbers.
     ///
     /// They are asked for each time and not stretched by a generator in the process: a virtual
@@ -196,6 +199,8 @@ pub struct Record {
     pub token: FencingToken,
     /// How many claims there were, from 1.
     pub attempt: u32,
+    /// How the last claim came about, so that it can be given back.
+    pub entry: Entry,
     /// What the handler last saved of its progress.
     pub checkpoint: Option<Bytes>,
     /// The recorded answer; present exactly when the state is [`State::Completed`].
@@ -233,6 +238,7 @@ impl fmt::Debug for Record {
             .field("owner", &self.owner)
             .field("token", &self.token)
             .field("attempt", &self.attempt)
+            .field("entry", &self.entry)
             .field("checkpoint_len", &self.checkpoint.as_ref().map(Bytes::len))
             .field("payload", &self.payload)
             .field("created_at", &self.created_at)
@@ -287,14 +293,9 @@ pub enum Claim {
     InProgress {
         /// Of the claim that holds the key.
         token: FencingToken,
-        /// How long that claim holds unless it is renewed.
-        lease_left: Duration,
     },
     /// Somebody else ran it and let the lease end, and the claimant does not take over.
-    Abandoned {
-        /// How many claims there were.
-        attempt: u32,
-    },
+    Abandoned,
     /// The key is in use for another payload.
     Mismatch,
     /// The key is in use, by a record whose fingerprint was made by another algorithm, so that

@@ -23,12 +23,13 @@ pub enum Outcome {
     /// The handler ran and its answer cannot be recorded (too large, or a stream): the key counts
     /// as completed.
     NotReplayable,
-    /// The handler ran and said that it did nothing: the key is free again.
+    /// The handler ran and said that it did nothing, and nothing was done before: the key is free
+    /// again.
     Rejected,
     /// The handler ran and its effect is unknown: the key can be retried.
     Failed,
-    /// The handler ran and the store could not be told within the budget; recording goes on in
-    /// the background.
+    /// The handler ran and the store could not be told within the budget. Recording goes on in the
+    /// background, unless the store cannot read the record that it has.
     Unrecorded,
     /// The handler did not run: this is the recorded answer.
     Replayed,
@@ -37,8 +38,9 @@ pub enum Outcome {
     Unprotected,
     /// The handler did not run, and the request was refused.
     Refused(Reason),
-    /// The handler ran, but another execution took its key over meanwhile, and its answer is not
-    /// there yet: the request was refused so that its retry gets the one recorded answer.
+    /// The handler ran, but another execution took its key over meanwhile and has not ended yet. An
+    /// answer that would be recorded is not sent: the request is refused, so that its retry gets
+    /// the one recorded answer. Another answer of the handler is sent as it is.
     Superseded,
 }
 

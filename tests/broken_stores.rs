@@ -322,7 +322,6 @@ impl Store for Broken {
                 {
                     return Ok(Claim::InProgress {
                         token: record.token,
-                        lease_left: record.lease_until.since(now),
                     });
                 }
                 Fault::ClaimAgainIsRefused if record.owner == request.owner => {
@@ -492,6 +491,18 @@ impl Store for Broken {
         Ok(released?)
     }
 
+    async fn give_back(
+        &self,
+        key: &StoreKey,
+        lease: &Lease,
+        ttl: Duration,
+    ) -> Result<(), StoreError> {
+        let given = self.apply(key, |record, now| {
+            machine::give_back(record, now, lease, ttl)
+        });
+        Ok(given?)
+    }
+
     async fn get(&self, key: &StoreKey) -> Result<Option<Snapshot>, StoreError> {
         if self.has(Fault::ExpiryMovesOnReading) {
             self.apply(key, |record, now| Step {
@@ -620,6 +631,15 @@ impl Store for Polling {
         ttl: Duration,
     ) -> Result<(), StoreError> {
         self.0.release(key, lease, ttl).await
+    }
+
+    async fn give_back(
+        &self,
+        key: &StoreKey,
+        lease: &Lease,
+        ttl: Duration,
+    ) -> Result<(), StoreError> {
+        self.0.give_back(key, lease, ttl).await
     }
 
     async fn get(&self, key: &StoreKey) -> Result<Option<Snapshot>, StoreError> {

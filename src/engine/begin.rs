@@ -2,18 +2,21 @@
 
 use std::time::Duration;
 
-use tokio::{runtime::Handle, time::Instant};
+use tokio::{
+    runtime::Handle,
+    time::{Instant, sleep, timeout_at},
+};
 
 use crate::{
     engine::{
         attached::Stage,
         core::{Engine, OnConflict, deadline},
-        running::Running,
+        running::{Ending, Running},
     },
     fingerprint::Fingerprint,
     key::StoreKey,
-    record::{Claim, ClaimRequest, FencingToken, Lease, OwnerId, Payload, State},
-    store::StoreError,
+    record::{Claim, ClaimRequest, FencingToken, Lease, OwnerId, Payload, Snapshot, State},
+    store::{StoreError, jittered},
     telemetry::{self, Reason},
 };
 
@@ -30,9 +33,6 @@ pub(crate) enum Begin {
     /// Do nothing: the caller left before the claim was known, and it has been given back.
     CallerLeft,
 }
-
-/// The pause before a key is claimed again after a wait that ended early or failed.
-const PAUSE: Duration = Duration::from_millis(25);
 
 impl Engine {
     /// Claims the key, or says why not.
@@ -60,17 +60,18 @@ impl Engine {
             take_over: options.take_over,
         };
         let mut place = None;
-        let mut waited_for = None;
+        let mut turn = None;
         loop {
+            let counted = self.work().start();
             stage.claiming();
             let claim = self.ask(self.store().claim(key, &request)).await;
             let token = match claim {
                 Ok(Claim::Claimed(claimed)) => {
-                    let running = Running::new(self.clone(), key.clone(), claimed);
+                    let running = Running::new(self.clone(), key.clone(), claimed, counted, turn);
                     if stage.granted() {
                         return Begin::Run(running);
                     }
-                    running.give_back().await;
+                    running.end(Ending::NotRun).await;
                     return Begin::CallerLeft;
                 }
                 Err(error) => {
@@ -84,39 +85,32 @@ impl Engine {
                 Ok(Claim::Completed(payload)) => return completed(payload),
                 Ok(Claim::Mismatch) => return Begin::Refuse(Reason::Mismatch),
                 Ok(Claim::OtherAlgorithm) => return Begin::Refuse(Reason::OtherAlgorithm),
-                Ok(Claim::Abandoned { .. }) => return Begin::Refuse(Reason::Abandoned),
-                Ok(Claim::InProgress { token, .. }) => token,
+                Ok(Claim::Abandoned) => return Begin::Refuse(Reason::Abandoned),
+                Ok(Claim::InProgress { token }) => token,
             };
+            drop((counted, turn));
             let Some(until) = wait_until else {
                 return Begin::Refuse(Reason::InProgress);
             };
             if place.is_none() {
                 place = self.work().wait(options.max_waiting);
             }
-            if place.is_none() || Instant::now() >= until {
+            if place.is_none() {
                 return Begin::Refuse(Reason::InProgress);
             }
             before_wait();
-            // The same claim still runs: the last wait ended early.
-            let early = waited_for.replace(token) == Some(token);
             let waited = async {
-                if early {
-                    tokio::time::sleep(PAUSE).await;
+                let found = self.waits().join(self, key, token).await;
+                match found.and_then(|found| answer(found, &fingerprint)) {
+                    Some(payload) => Err(payload),
+                    None => Ok(self.waits().turn(key).await),
                 }
-                self.waits().join(self.store(), key, token).await
             };
-            match tokio::time::timeout_at(until, waited).await {
+            turn = match timeout_at(until, waited).await {
+                Ok(Ok(turn)) => Some(turn),
+                Ok(Err(payload)) => return completed(payload),
                 Err(_) => return Begin::Refuse(Reason::InProgress),
-                Ok(Err(error)) => telemetry::store_error(key, "wait", &error),
-                Ok(Ok(Some(found))) if found.record.fingerprint == fingerprint => {
-                    if let (State::Completed, Some(payload)) =
-                        (found.record.state, found.record.payload)
-                    {
-                        return completed(payload);
-                    }
-                }
-                Ok(Ok(_)) => {}
-            }
+            };
         }
     }
 
@@ -126,7 +120,7 @@ impl Engine {
             return Begin::Refuse(Reason::Overloaded);
         }
         if let StoreError::Unavailable { .. } = error {
-            self.release_later(key, request);
+            self.give_back_later(key, request);
             if self.options().fail_open {
                 return Begin::Unprotected;
             }
@@ -135,11 +129,11 @@ impl Engine {
     }
 
     /// A claim whose answer did not arrive may have been granted, and would keep its key until the
-    /// lease ends. So it is released once, a little later, as far as the limit on detached work
-    /// allows; where nothing was claimed, the release finds nothing of its owner's and changes
-    /// nothing.
-    fn release_later(&self, key: &StoreKey, request: &ClaimRequest) {
-        let Some(counted) = self.work().detach(self.options().max_detached) else {
+    /// lease ends, or for as long as the record lives where abandoned keys are not taken over. So
+    /// it is given back, from a little later on until that succeeds or the lease is over. Where
+    /// nothing was claimed, nothing of this owner's is found, and nothing changes.
+    fn give_back_later(&self, key: &StoreKey, request: &ClaimRequest) {
+        let Some(counted) = self.work().release() else {
             return;
         };
         let lease = Lease {
@@ -152,16 +146,35 @@ impl Engine {
         let (engine, key) = (self.clone(), key.clone());
         Handle::current().spawn(async move {
             let options = engine.options();
-            tokio::time::sleep(options.store_timeout).await;
-            let release = engine.store().release(&key, &lease, options.ttl);
-            match engine.ask(release).await {
-                // Superseded: the claim was not granted, and another one was.
-                Ok(()) | Err(StoreError::Superseded) => {}
-                Err(error) => telemetry::store_error(&key, "release", &error),
+            let until = deadline(options.lease);
+            // The claim may still be on its way.
+            let mut pause = options.store_timeout.clamp(SHORTEST, LONGEST);
+            loop {
+                sleep(pause).await;
+                let call = engine.store().give_back(&key, &lease, options.ttl);
+                match engine.ask(call).await {
+                    Err(StoreError::Unavailable { .. }) if Instant::now() < until => {
+                        pause = jittered((pause * 2).min(LONGEST));
+                    }
+                    // Superseded: the claim was not granted, and another one was.
+                    Ok(()) | Err(StoreError::Superseded) => break,
+                    Err(error) => break telemetry::store_error(&key, "give_back", &error),
+                }
             }
             drop(counted);
         });
     }
+}
+
+/// The pauses between attempts to give a claim back.
+const SHORTEST: Duration = Duration::from_millis(50);
+const LONGEST: Duration = Duration::from_secs(5);
+
+/// The recorded answer, where there is one for this payload.
+fn answer(found: Snapshot, fingerprint: &Fingerprint) -> Option<Payload> {
+    let record = found.record;
+    let given = record.state == State::Completed && record.fingerprint == *fingerprint;
+    record.payload.filter(|_| given)
 }
 
 fn completed(payload: Payload) -> Begin {

@@ -1,8 +1,9 @@
 //! The [`Engine`] itself: the store, the options and what all its executions share.
 
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{error::Error, future::Future, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
-use tokio::time::Instant;
+use futures::FutureExt;
+use tokio::time::{Instant, timeout};
 
 use crate::{
     engine::{waiting::Waits, work::Work},
@@ -102,14 +103,29 @@ impl Engine {
         self.0.work.idle().await;
     }
 
-    /// Puts the deadline on a store call. Past it, whether the call took effect is not known.
+    /// Asks the store, with its deadline.
     pub(super) async fn ask<T>(
         &self,
         call: impl Future<Output = Result<T, StoreError>>,
     ) -> Result<T, StoreError> {
-        match tokio::time::timeout(self.options().store_timeout, call).await {
-            Ok(answer) => answer,
-            Err(elapsed) => Err(StoreError::unavailable("asked", elapsed)),
+        self.ask_within(self.options().store_timeout, call).await
+    }
+
+    /// Asks the store. Past the limit, or where the store panics, whether the call took effect is
+    /// not known.
+    pub(super) async fn ask_within<T>(
+        &self,
+        limit: Duration,
+        call: impl Future<Output = Result<T, StoreError>>,
+    ) -> Result<T, StoreError> {
+        let unavailable = |source: Box<dyn Error + Send + Sync>| {
+            Err(StoreError::unavailable("idempotency", source))
+        };
+        // What the store did to itself is its own matter: nothing of ours is shared with it.
+        match timeout(limit, AssertUnwindSafe(call).catch_unwind()).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(_panic)) => unavailable("the store panicked".into()),
+            Err(elapsed) => unavailable(elapsed.into()),
         }
     }
 }

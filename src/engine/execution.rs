@@ -7,6 +7,7 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -144,7 +145,8 @@ impl Execution {
         }
         // Copied, so that the record does not keep the caller's buffer alive (U10).
         let saved = Bytes::copy_from_slice(checkpoint.as_ref());
-        self.renew(Some(saved.clone()))
+        let limit = options.store_timeout;
+        self.renew(Some(saved.clone()), limit)
             .await
             .map_err(CheckpointError::Store)?;
         *self
@@ -195,18 +197,19 @@ impl Execution {
     }
 
     /// Renews the lease, and notes if another execution has the key.
-    pub(super) async fn renew(&self, checkpoint: Option<Bytes>) -> Result<(), StoreError> {
+    pub(super) async fn renew(
+        &self,
+        checkpoint: Option<Bytes>,
+        limit: Duration,
+    ) -> Result<(), StoreError> {
         let Inner {
             engine, key, lease, ..
         } = &*self.0;
         let options = engine.options();
-        let renewed = engine
-            .ask(
-                engine
-                    .store()
-                    .renew(key, lease, options.lease, options.ttl, checkpoint),
-            )
-            .await;
+        let renewal = engine
+            .store()
+            .renew(key, lease, options.lease, options.ttl, checkpoint);
+        let renewed = engine.ask_within(limit, renewal).await;
         if matches!(renewed, Err(StoreError::Superseded)) {
             self.supersede();
         }

@@ -11,6 +11,7 @@ use std::{
 use futures::FutureExt;
 use tokio::{
     runtime::Handle,
+    sync::OwnedMutexGuard,
     task::AbortHandle,
     time::{sleep, timeout_at},
 };
@@ -19,6 +20,7 @@ use crate::{
     engine::{
         core::{Engine, deadline},
         execution::Execution,
+        gauge::Permit,
         work::Counted,
     },
     key::StoreKey,
@@ -35,13 +37,12 @@ type Panic = Box<dyn Any + Send>;
 pub(crate) enum Ending {
     /// It is done; this is the answer.
     Completed(Payload),
-    /// Nothing was done.
+    /// It ran, and did nothing.
     Rejected,
-    /// Its effect is unknown.
+    /// It ran, and its effect is unknown.
     Failed,
-    /// Nobody could tell what an earlier attempt did, and nothing was done now: the key is
-    /// abandoned again.
-    Unresolved,
+    /// It did not run.
+    NotRun,
 }
 
 /// What became of the record.
@@ -51,7 +52,8 @@ pub(crate) enum Ended {
     Recorded,
     /// The key counts as completed, but the store had no room for the answer.
     NotReplayable,
-    /// The store could not be told within the budget, and is told in the background.
+    /// The store could not be told within the budget, and is told in the background; or it cannot
+    /// read its record and is told no more.
     Unrecorded,
     /// Another execution had taken the key over; where that one is completed, this is its answer.
     Superseded(Option<Payload>),
@@ -63,6 +65,8 @@ pub(crate) struct Running {
     execution: Execution,
     renewal: Option<Renewal>,
     _counted: Counted,
+    /// Where this execution waited for another one, those that still wait come after it.
+    _turn: Option<OwnedMutexGuard<()>>,
 }
 
 struct Renewal(AbortHandle);
@@ -74,13 +78,19 @@ impl Drop for Renewal {
 }
 
 impl Running {
-    pub(super) fn new(engine: Engine, key: StoreKey, claimed: Claimed) -> Self {
-        let counted = engine.work().start();
+    pub(super) fn new(
+        engine: Engine,
+        key: StoreKey,
+        claimed: Claimed,
+        counted: Counted,
+        turn: Option<OwnedMutexGuard<()>>,
+    ) -> Self {
         telemetry::claimed(&key, &claimed);
         Self {
             execution: Execution::new(engine, key, claimed),
             renewal: None,
             _counted: counted,
+            _turn: turn,
         }
     }
 
@@ -89,8 +99,8 @@ impl Running {
     }
 
     /// Runs the work, and catches its panic. The lease is renewed from the moment when the work
-    /// does not end at once, by a task of its own: work that keeps its thread busy keeps its
-    /// lease, too.
+    /// does not end at once, by a task of its own: on a runtime with several threads, work that
+    /// keeps its thread busy from then on keeps its lease, too.
     pub(crate) async fn watch<T>(&mut self, work: impl Future<Output = T>) -> Result<T, Panic> {
         let mut work = pin!(AssertUnwindSafe(work).catch_unwind());
         poll_fn(|cx| {
@@ -110,85 +120,97 @@ impl Running {
         }
     }
 
-    /// Records how the work ended: within the budget, or else in the background (P3).
-    pub(crate) async fn end(mut self, ending: Ending) -> Ended {
-        let budget = deadline(self.execution.engine().options().record_timeout);
-        let ending = match self.record(ending).await {
-            Ok(ended) => return ended,
-            Err(ending) => ending,
-        };
-        // Until it is recorded, the lease must not end.
-        self.keep_renewing();
-        let engine = self.execution.engine().clone();
-        let mut recording = Box::pin(self.keep_recording(ending));
-        match timeout_at(budget, &mut recording).await {
-            Ok(ended) => ended,
-            Err(_) => {
-                match engine.work().detach(engine.options().max_detached) {
-                    Some(counted) => {
-                        let span = telemetry::Span::current();
-                        Handle::current().spawn(span.instrument(async move {
-                            recording.await;
-                            drop(counted);
-                        }));
-                    }
-                    None => telemetry::detached_limit(),
-                }
-                Ended::Unrecorded
-            }
+    /// How the work ended, seen over all attempts: one that did nothing does not undo what an
+    /// earlier one, or a step before a checkpoint, may have done.
+    pub(crate) fn settled(&self, ending: Ending) -> Ending {
+        let alone = self.execution.attempt() == 1 && self.execution.checkpoint().is_none();
+        match ending {
+            Ending::Rejected if !alone => Ending::Failed,
+            ending => ending,
         }
     }
 
-    /// Gives the claim back without having run anything.
-    pub(super) async fn give_back(self) {
-        self.end(Ending::Rejected).await;
+    /// Records how the work ended: within the budget, or else in the background (P3).
+    pub(crate) async fn end(mut self, mut ending: Ending) -> Ended {
+        let engine = self.execution.engine().clone();
+        let options = engine.options();
+        let budget = deadline(options.record_timeout);
+        // A record that hangs for its whole deadline must not outlast the lease. Otherwise nothing
+        // is renewed beside it: a renewal would come after the end, and find nothing to renew.
+        match options.store_timeout.saturating_mul(2) < options.lease {
+            true => self.renewal = None,
+            false => self.keep_renewing(),
+        }
+        if let Ok(Some(ended)) = timeout_at(budget, self.record(&mut ending)).await {
+            return ended;
+        }
+        self.keep_renewing();
+        let mut recording = Box::pin(self.keep_recording(ending));
+        if let Ok(ended) = timeout_at(budget, &mut recording).await {
+            return ended;
+        }
+        let Some(counted) = engine.work().detach(options.max_detached) else {
+            // Whoever waits for the answer waits on, rather than that the record is lost.
+            return recording.await;
+        };
+        let span = telemetry::Span::current();
+        Handle::current().spawn(span.instrument(async move {
+            recording.await;
+            drop(counted);
+        }));
+        Ended::Unrecorded
     }
 
     async fn keep_recording(self, mut ending: Ending) -> Ended {
+        let mut held = Permit::new(self.execution.engine().work().bytes());
+        if let Ending::Completed(payload) = &ending {
+            held.add(payload.bytes.len());
+        }
         let mut pause = Duration::from_millis(50);
         loop {
             sleep(jittered(pause)).await;
             pause = (pause * 2).min(Duration::from_secs(2));
-            match self.record(ending).await {
-                Ok(ended) => return ended,
-                Err(again) => ending = again,
+            if let Some(ended) = self.record(&mut ending).await {
+                return ended;
             }
         }
     }
 
-    /// Tries once. Gives the ending back where it is worth another try.
-    async fn record(&self, ending: Ending) -> Result<Ended, Ending> {
-        let error = match self.tell(&ending).await {
-            Ok(()) => return Ok(ended(&ending)),
+    /// Tries once. `None` where it is worth another try.
+    async fn record(&self, ending: &mut Ending) -> Option<Ended> {
+        let mut told = self.tell(ending).await;
+        if let (Err(error @ StoreError::Full { .. }), Ending::Completed(payload)) =
+            (&told, &*ending)
+            && payload.is_replayable()
+        {
+            telemetry::store_error(self.execution.store_key(), "complete", error);
+            // Without its answer the record still keeps the operation from running again.
+            *ending = Ending::Completed(Payload::not_replayable(payload.code));
+            told = self.tell(ending).await;
+        }
+        let error = match told {
+            Ok(()) => {
+                return Some(match ending {
+                    Ending::Completed(payload) if !payload.is_replayable() => Ended::NotReplayable,
+                    _ => Ended::Recorded,
+                });
+            }
+            // It did not run, and whoever has the key now does not care.
+            Err(StoreError::Superseded) if matches!(ending, Ending::NotRun) => {
+                return Some(Ended::Recorded);
+            }
+            Err(StoreError::Superseded) => {
+                self.execution.supersede();
+                return Some(Ended::Superseded(self.recorded_by_another().await));
+            }
             Err(error) => error,
         };
-        let key = self.execution.store_key();
-        match (error, ending) {
-            // Nothing is there to be given up.
-            (StoreError::Gone, Ending::Unresolved) => Ok(Ended::Recorded),
-            (StoreError::Superseded, _) => {
-                self.execution.supersede();
-                Ok(Ended::Superseded(self.recorded_by_another().await))
-            }
-            (error @ StoreError::Full { .. }, Ending::Completed(payload))
-                if payload.is_replayable() =>
-            {
-                telemetry::store_error(key, "complete", &error);
-                // Without its answer the record still keeps the operation from running again.
-                let bare = Ending::Completed(Payload::not_replayable(payload.code));
-                match self.tell(&bare).await {
-                    Ok(()) => Ok(ended(&bare)),
-                    Err(_) => Err(bare),
-                }
-            }
-            (error @ (StoreError::Unavailable { .. } | StoreError::Full { .. }), ending) => {
-                telemetry::store_error(key, "record", &error);
-                Err(ending)
-            }
+        telemetry::store_error(self.execution.store_key(), "record", &error);
+        match error {
+            StoreError::Unavailable { .. } | StoreError::Full { .. } => None,
             // What cannot be read now cannot be written over later either.
-            (error @ (StoreError::Corrupt { .. } | StoreError::Gone), _) => {
-                telemetry::store_error(key, "record", &error);
-                Ok(Ended::Unrecorded)
+            StoreError::Corrupt { .. } | StoreError::Gone | StoreError::Superseded => {
+                Some(Ended::Unrecorded)
             }
         }
     }
@@ -197,17 +219,13 @@ impl Running {
         let engine = self.execution.engine();
         let (ttl, store) = (engine.options().ttl, engine.store());
         let (key, lease) = (self.execution.store_key(), self.execution.lease());
-        match ending {
-            Ending::Completed(payload) => {
-                engine.ask(store.complete(key, lease, payload, ttl)).await
-            }
-            Ending::Rejected => engine.ask(store.release(key, lease, ttl)).await,
-            Ending::Failed => engine.ask(store.fail(key, lease, ttl)).await,
-            Ending::Unresolved => {
-                let abandon = store.renew(key, lease, Duration::ZERO, ttl, None);
-                engine.ask(abandon).await
-            }
-        }
+        let call = match ending {
+            Ending::Completed(payload) => store.complete(key, lease, payload, ttl),
+            Ending::Rejected => store.release(key, lease, ttl),
+            Ending::Failed => store.fail(key, lease, ttl),
+            Ending::NotRun => store.give_back(key, lease, ttl),
+        };
+        engine.ask(call).await
     }
 
     async fn recorded_by_another(&self) -> Option<Payload> {
@@ -221,31 +239,25 @@ impl Running {
     }
 }
 
-fn ended(ending: &Ending) -> Ended {
-    match ending {
-        Ending::Completed(payload) if !payload.is_replayable() => Ended::NotReplayable,
-        Ending::Completed(_) | Ending::Rejected | Ending::Failed | Ending::Unresolved => {
-            Ended::Recorded
-        }
-    }
-}
-
 /// Renews the lease each third of it, and sooner again after an error.
 async fn keep_renewing(execution: Execution) {
-    let lease = execution.engine().options().lease;
-    let (regular, hurried) = (
-        (lease / 3).max(SHORTEST_PAUSE),
-        (lease / 10).clamp(SHORTEST_PAUSE, Duration::from_secs(1)),
-    );
-    let mut pause = regular;
+    let options = execution.engine().options();
+    let regular = (options.lease / 3).max(SHORTEST_PAUSE);
+    let hurried = (options.lease / 10).clamp(SHORTEST_PAUSE, Duration::from_secs(1));
+    // A renewal that hangs must leave time for another one.
+    let limit = options.store_timeout.min(regular);
+    let (mut pause, mut gone) = (regular, false);
     loop {
         sleep(pause).await;
-        pause = match execution.renew(None).await {
+        pause = match execution.renew(None, limit).await {
             Ok(()) => regular,
             Err(StoreError::Superseded) => return,
+            // The store lost the record. The answer will make it anew.
+            Err(StoreError::Gone) if gone => regular,
             Err(error) => {
+                gone = matches!(error, StoreError::Gone);
                 telemetry::store_error(execution.store_key(), "renew", &error);
-                hurried
+                if gone { regular } else { hurried }
             }
         };
     }

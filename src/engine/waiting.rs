@@ -1,38 +1,56 @@
-//! Waiting for another execution: all that wait for one claim in one process share one wait, so
-//! that a hot key costs the store one poll and not a thousand (U30).
+//! Waiting for another execution.
+//!
+//! All that wait for one claim in one process share one wait, so that a hot key costs the store one
+//! poll and not a thousand (U30). Where the execution they waited for did not complete, they try
+//! for themselves in turn, one after the other, and not all at once.
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    time::Duration,
 };
 
 use futures::{
     FutureExt,
     future::{BoxFuture, Shared, WeakShared},
 };
+use tokio::{sync::OwnedMutexGuard, time::sleep};
 
 use crate::{
+    engine::core::Engine,
     key::StoreKey,
+    machine,
     record::{FencingToken, Snapshot},
-    store::{Store, StoreError},
+    store::{StoreError, jittered},
+    telemetry,
 };
 
-type Waited = Result<Option<Snapshot>, Arc<StoreError>>;
-type Wait = BoxFuture<'static, Waited>;
+/// How long a store's own wait is relied upon, before the record is read all the same: a message
+/// can be lost, and a connection can hang.
+const TRUSTED: Duration = Duration::from_secs(5);
+
+/// The pause before the record is read after a wait that ended early or failed: at first, and at
+/// most.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(25), Duration::from_secs(1));
+
+type Wait = BoxFuture<'static, Option<Snapshot>>;
 
 #[derive(Default)]
-pub(super) struct Waits(Mutex<HashMap<(StoreKey, FencingToken), WeakShared<Wait>>>);
+pub(super) struct Waits {
+    waits: Mutex<HashMap<(StoreKey, FencingToken), WeakShared<Wait>>>,
+    turns: Mutex<HashMap<StoreKey, Weak<tokio::sync::Mutex<()>>>>,
+}
 
 impl Waits {
-    /// Waits until the claim with this token no longer runs.
+    /// Waits until the claim with this token no longer runs, and gives the record as it then is.
     ///
     /// Whoever drops this leaves the wait to the others; the last one ends it.
     pub(super) async fn join(
         &self,
-        store: &Arc<dyn Store>,
+        engine: &Engine,
         key: &StoreKey,
         token: FencingToken,
-    ) -> Waited {
+    ) -> Option<Snapshot> {
         let name = (key.clone(), token);
         // Declared before the share, so that it is dropped after it.
         let _place = Place {
@@ -40,13 +58,11 @@ impl Waits {
             name: &name,
         };
         let shared = {
-            let mut waits = self.lock();
+            let mut waits = lock(&self.waits);
             match waits.get(&name).and_then(usable) {
                 Some(shared) => shared,
                 None => {
-                    let (store, key) = (Arc::clone(store), key.clone());
-                    let wait: Wait =
-                        async move { store.wait(&key, token).await.map_err(Arc::new) }.boxed();
+                    let wait: Wait = wait(engine.clone(), key.clone(), token).boxed();
                     let shared = wait.shared();
                     if let Some(weak) = shared.downgrade() {
                         waits.insert(name.clone(), weak);
@@ -58,12 +74,60 @@ impl Waits {
         shared.await
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<(StoreKey, FencingToken), WeakShared<Wait>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Waits for the turn to claim a key again. It is held until the guard is dropped.
+    pub(super) async fn turn(&self, key: &StoreKey) -> OwnedMutexGuard<()> {
+        let turn = {
+            let mut turns = lock(&self.turns);
+            match turns.get(key).and_then(Weak::upgrade) {
+                Some(turn) => turn,
+                None => {
+                    // Those that are over go when the next one comes.
+                    turns.retain(|_, turn| turn.strong_count() > 0);
+                    let turn = Arc::default();
+                    turns.insert(key.clone(), Arc::downgrade(&turn));
+                    turn
+                }
+            }
+        };
+        turn.lock_owned().await
     }
 }
 
-/// A wait that is over is not joined: it may have ended early.
+async fn wait(engine: Engine, key: StoreKey, token: FencingToken) -> Option<Snapshot> {
+    let is_over = |found: &Option<Snapshot>| match found {
+        Some(Snapshot { record, now }) => machine::is_over(Some(record), *now, token),
+        None => true,
+    };
+    let mut pause = PAUSES.0;
+    let mut told = false;
+    let mut tell = |operation, error: &StoreError| {
+        if !std::mem::replace(&mut told, true) {
+            telemetry::store_error(&key, operation, error);
+        }
+    };
+    loop {
+        let began = tokio::time::Instant::now();
+        match engine
+            .ask_within(TRUSTED, engine.store().wait(&key, token))
+            .await
+        {
+            Ok(found) if is_over(&found) => return found,
+            // It is a wait: nothing is wrong with it when it takes its time.
+            Err(_) if began.elapsed() >= TRUSTED => pause = PAUSES.0,
+            Ok(_) => {}
+            Err(error) => tell("wait", &error),
+        }
+        sleep(jittered(pause)).await;
+        pause = (pause * 2).min(PAUSES.1);
+        match engine.ask(engine.store().get(&key)).await {
+            Ok(found) if is_over(&found) => return found,
+            Ok(_) => {}
+            Err(error) => tell("get", &error),
+        }
+    }
+}
+
+/// A wait that is over is not joined: its record may have been claimed anew.
 fn usable(wait: &WeakShared<Wait>) -> Option<Shared<Wait>> {
     wait.upgrade().filter(|shared| shared.peek().is_none())
 }
@@ -76,7 +140,7 @@ struct Place<'a> {
 
 impl Drop for Place<'_> {
     fn drop(&mut self) {
-        let mut waits = self.waits.lock();
+        let mut waits = lock(&self.waits.waits);
         if waits
             .get(self.name)
             .is_some_and(|wait| usable(wait).is_none())
@@ -84,4 +148,8 @@ impl Drop for Place<'_> {
             waits.remove(self.name);
         }
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

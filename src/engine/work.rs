@@ -8,14 +8,23 @@ use std::sync::{
 
 use tokio::sync::Notify;
 
+use crate::engine::gauge::Gauge;
+
+/// How many claims whose answer did not arrive are given back at once. More of them wait for their
+/// lease to end: an outage must not fill the process with attempts to tidy up after it.
+const RELEASES: usize = 100;
+
 #[derive(Debug, Default)]
 pub(crate) struct Work {
-    /// Executions between claim and record, and every detached task.
+    /// Executions from the sending of their claim to their record, and every detached task.
     running: AtomicUsize,
     /// Tasks that no caller polls any more.
     detached: AtomicUsize,
     /// Requests that wait for another execution.
     waiting: AtomicUsize,
+    /// Tasks that give back claims whose answer did not arrive.
+    releasing: AtomicUsize,
+    bytes: Arc<Gauge>,
     idle: Notify,
 }
 
@@ -48,6 +57,22 @@ impl Work {
         })
     }
 
+    /// Counts one task that gives a claim back, unless there are enough of them.
+    pub(super) fn release(self: &Arc<Self>) -> Option<Counted> {
+        take(&self.releasing, RELEASES).then(|| {
+            self.running.fetch_add(1, Ordering::Relaxed);
+            Counted {
+                work: Arc::clone(self),
+                kind: Kind::Releasing,
+            }
+        })
+    }
+
+    /// The bytes that executions hold.
+    pub(crate) fn bytes(&self) -> &Arc<Gauge> {
+        &self.bytes
+    }
+
     pub(super) async fn idle(&self) {
         loop {
             let mut notified = std::pin::pin!(self.idle.notified());
@@ -74,6 +99,7 @@ enum Kind {
     Running,
     Detached,
     Waiting,
+    Releasing,
 }
 
 /// One counted thing; dropping it ends the count.
@@ -93,6 +119,9 @@ impl Drop for Counted {
             }
             Kind::Detached => {
                 work.detached.fetch_sub(1, Ordering::AcqRel);
+            }
+            Kind::Releasing => {
+                work.releasing.fetch_sub(1, Ordering::AcqRel);
             }
             Kind::Running => {}
         }

@@ -17,10 +17,7 @@ use std::{
     future::{Future, poll_fn},
     ops::Deref,
     pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
@@ -30,83 +27,13 @@ use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 
+use crate::engine::{Gauge, Permit};
+
 /// A frame shorter than this is copied to join a short one before it.
 const SHORT: usize = 1024;
 
 /// So many bytes of short frames are joined before the next buffer is begun.
 const JOINED: usize = 16 * 1024;
-
-/// How many bytes all bodies in memory take together.
-#[derive(Debug, Default)]
-pub(crate) struct Gauge(AtomicUsize);
-
-impl Gauge {
-    pub(crate) const fn new() -> Self {
-        Self(AtomicUsize::new(0))
-    }
-
-    /// Adds `bytes` unless there would be more than `limit` then.
-    pub(crate) fn try_add(&self, bytes: usize, limit: usize) -> bool {
-        self.0
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
-                used.checked_add(bytes).filter(|&sum| sum <= limit)
-            })
-            .is_ok()
-    }
-
-    pub(crate) fn add(&self, bytes: usize) {
-        self.0.fetch_add(bytes, Ordering::Relaxed);
-    }
-
-    pub(crate) fn sub(&self, bytes: usize) {
-        self.0.fetch_sub(bytes, Ordering::Relaxed);
-    }
-
-    #[cfg(test)]
-    pub(crate) fn used(&self) -> usize {
-        self.0.load(Ordering::Relaxed)
-    }
-}
-
-/// One body's share of a [`Gauge`], given back on drop.
-pub(crate) struct Permit {
-    gauge: Arc<Gauge>,
-    bytes: usize,
-}
-
-impl Permit {
-    pub(crate) fn new(gauge: &Arc<Gauge>) -> Self {
-        Self {
-            gauge: Arc::clone(gauge),
-            bytes: 0,
-        }
-    }
-
-    pub(crate) fn try_add(&mut self, bytes: usize, limit: usize) -> bool {
-        let added = self.gauge.try_add(bytes, limit);
-        if added {
-            self.bytes += bytes;
-        }
-        added
-    }
-
-    pub(crate) fn add(&mut self, bytes: usize) {
-        self.gauge.add(bytes);
-        self.bytes += bytes;
-    }
-
-    pub(crate) fn sub(&mut self, bytes: usize) {
-        let bytes = bytes.min(self.bytes);
-        self.gauge.sub(bytes);
-        self.bytes -= bytes;
-    }
-}
-
-impl Drop for Permit {
-    fn drop(&mut self) {
-        self.gauge.sub(self.bytes);
-    }
-}
 
 /// The data frames of a body, none of them empty. A slice of [`Bytes`].
 ///
@@ -912,7 +839,7 @@ mod tests {
         read(
             pin!(body),
             limits(max),
-            &Arc::new(Gauge::new()),
+            &Arc::new(Gauge::default()),
             |_: &[u8]| {},
         )
         .await
@@ -955,7 +882,7 @@ mod tests {
     #[tokio::test]
     async fn a_body_is_kept_frame_by_frame_with_its_trailers() {
         let body = Script::new([data("ab"), data(""), Step::Trailers, Step::Panic]);
-        let gauge = Arc::new(Gauge::new());
+        let gauge = Arc::new(Gauge::default());
         let mut seen = Vec::new();
         let read = read(pin!(body), limits(10), &gauge, |piece: &[u8]| {
             seen.extend_from_slice(piece);
@@ -1038,7 +965,7 @@ mod tests {
     #[tokio::test]
     async fn u16_a_stated_length_over_the_limit_is_refused_unread() {
         let mut body = pin!(Script::of(&["abcde"]).stating(5));
-        let gauge = Arc::new(Gauge::new());
+        let gauge = Arc::new(Gauge::default());
         let error = read(body.as_mut(), limits(4), &gauge, |_: &[u8]| {})
             .await
             .err();
@@ -1069,7 +996,7 @@ mod tests {
     /// body is dropped, and when reading fails.
     #[tokio::test]
     async fn u36_all_bodies_together_are_bounded() {
-        let gauge = Arc::new(Gauge::new());
+        let gauge = Arc::new(Gauge::default());
         let limits = ReadLimits {
             total: 5,
             ..limits(4)
@@ -1093,7 +1020,7 @@ mod tests {
 
     #[test]
     fn u36_a_gauge_does_not_overflow() {
-        let gauge = Gauge::new();
+        let gauge = Gauge::default();
         assert!(gauge.try_add(1, 1));
         assert!(!gauge.try_add(usize::MAX, usize::MAX));
         assert_eq!(gauge.used(), 1);
@@ -1123,7 +1050,7 @@ mod tests {
     #[tokio::test]
     async fn contiguous_joins_once_and_keeps_the_count() {
         let long = Bytes::from(vec![b'y'; SHORT]);
-        let gauge = Arc::new(Gauge::new());
+        let gauge = Arc::new(Gauge::default());
         let script = Script::new([Step::Data(long.clone()), data("a"), Step::Data(long)]);
         let mut body = read(pin!(script), limits(4096), &gauge, |_: &[u8]| {})
             .await
@@ -1159,7 +1086,7 @@ mod tests {
     }
 
     async fn collect_all(body: Script, max: usize) -> (Collected<Script>, Arc<Gauge>) {
-        let gauge = Arc::new(Gauge::new());
+        let gauge = Arc::new(Gauge::default());
         (collect(body, max, SECOND, &gauge).await, gauge)
     }
 
@@ -1374,7 +1301,7 @@ mod tests {
     /// A panic of the body passes through, and what was counted is given back.
     #[test]
     fn a_panic_of_the_body_passes_through_collect() {
-        let gauge = Arc::new(Gauge::new());
+        let gauge = Arc::new(Gauge::default());
         let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             let script = Script::new([data("a"), Step::Panic]);
             let mut cx = Context::from_waker(std::task::Waker::noop());
@@ -1401,7 +1328,7 @@ mod tests {
         type Inner = http_body_util::Full<Bytes>;
         send(RequestBody::<Inner>::streaming(Inner::default()));
         send(ResponseBody::<Inner>::default());
-        let gauge = Arc::new(Gauge::new());
+        let gauge = Arc::new(Gauge::default());
         send(collect(Inner::default(), 1, SECOND, &gauge));
         fn never_fails(_: &dyn Body<Data = Bytes, Error = Infallible>) {}
         never_fails(&ResponseBody::<Inner>::default());

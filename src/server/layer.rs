@@ -7,7 +7,6 @@ use http::{HeaderMap, Response, StatusCode, request, response};
 use tower_layer::Layer;
 
 use super::{
-    body::Gauge,
     extract::{Fingerprinter, KeySource, Scope},
     problem::Refusal,
     service::{Config, Idempotency},
@@ -153,7 +152,6 @@ impl<S: Store> IdempotencyLayer<S> {
                 response_limit: MIB,
                 response_timeout: Duration::from_secs(10),
                 buffer_limit: 256 * MIB,
-                gauge: Arc::new(Gauge::new()),
                 docs_url: None,
                 on_refusal: None,
             }),
@@ -162,6 +160,9 @@ impl<S: Store> IdempotencyLayer<S> {
 }
 
 const MIB: usize = 1024 * 1024;
+
+/// Stores count in microseconds and answer in more than that.
+const SHORTEST: Duration = Duration::from_millis(1);
 
 /// What is covered, and where the key comes from.
 impl<S: ?Sized> IdempotencyLayer<S> {
@@ -291,9 +292,12 @@ impl<S: ?Sized> IdempotencyLayer<S> {
     ///
     /// # Panics
     ///
-    /// If it is zero.
+    /// If it is less than a millisecond.
     pub fn ttl(self, ttl: Duration) -> Self {
-        assert!(!ttl.is_zero(), "the time to live is zero");
+        assert!(
+            ttl >= SHORTEST,
+            "the time to live is less than a millisecond"
+        );
         self.set(|config| config.engine.options_mut().ttl = ttl)
     }
 
@@ -301,13 +305,15 @@ impl<S: ?Sized> IdempotencyLayer<S> {
     /// it is renewed every third of it.
     ///
     /// Shorter, and a crash is noticed sooner; but a process that is paused, or cut off from the
-    /// store, for longer than this is taken over while it still runs.
+    /// store, for longer than this is taken over while it still runs. So is a handler that blocks
+    /// its thread for longer before it first awaits, or on a runtime with one thread: such work
+    /// belongs into `tokio::task::spawn_blocking`.
     ///
     /// # Panics
     ///
-    /// If it is zero.
+    /// If it is less than a millisecond.
     pub fn lease(self, lease: Duration) -> Self {
-        assert!(!lease.is_zero(), "the lease is zero");
+        assert!(lease >= SHORTEST, "the lease is less than a millisecond");
         self.set(|config| config.engine.options_mut().lease = lease)
     }
 
@@ -329,7 +335,8 @@ impl<S: ?Sized> IdempotencyLayer<S> {
     /// Whether the handler runs without protection while the store cannot be asked. The default is
     /// `false`: the request is refused with 503 (P8, U13).
     ///
-    /// Set it only where a missed request is worse than a repeated one.
+    /// Set it only where a missed request is worse than a repeated one. What runs without protection
+    /// is not recorded, and is cancelled when its caller leaves.
     pub fn fail_open(self, fail_open: bool) -> Self {
         self.set(|config| config.engine.options_mut().fail_open = fail_open)
     }
@@ -402,7 +409,8 @@ impl<S: ?Sized> IdempotencyLayer<S> {
 
     /// How many executions may go on without their caller at once, in this layer and its clones:
     /// 10 000 by default. One more is cut off where it stands, as if its process had died, and
-    /// an error is logged.
+    /// an error is logged. Recordings that go on in the background count too; where there is no
+    /// place for one, the answer waits for its record instead.
     pub fn max_detached(self, executions: usize) -> Self {
         self.set(|config| config.engine.options_mut().max_detached = executions)
     }

@@ -2,7 +2,7 @@
 
 use std::{
     fmt,
-    future::Future,
+    future::{Future, poll_fn},
     panic::resume_unwind,
     pin::{Pin, pin},
     sync::Arc,
@@ -22,9 +22,7 @@ use pin_project_lite::pin_project;
 use tower::{Service, ServiceExt};
 
 use super::{
-    body::{
-        self, BufferedBody, Collected, Gauge, ReadError, ReadLimits, RequestBody, ResponseBody,
-    },
+    body::{self, BufferedBody, Collected, ReadError, ReadLimits, RequestBody, ResponseBody},
     codec,
     extract::{self, Fingerprinter, KeySource, Scope},
     problem::Refusal,
@@ -32,7 +30,7 @@ use super::{
     verdict::Verdict,
 };
 use crate::{
-    engine::{Attached, Begin, Ended, Ending, Engine, Running, Stage},
+    engine::{Attached, Begin, Ended, Ending, Engine, Execution, Running, Stage},
     key::{IdempotencyKey, InvalidKey, StoreKey},
     record::{Entry, Payload},
     telemetry::{self, Outcome, Reason},
@@ -72,7 +70,6 @@ pub(super) struct Config {
     pub(super) response_limit: usize,
     pub(super) response_timeout: Duration,
     pub(super) buffer_limit: usize,
-    pub(super) gauge: Arc<Gauge>,
     pub(super) docs_url: Option<String>,
     pub(super) on_refusal: Option<OnRefusal>,
 }
@@ -225,6 +222,11 @@ impl Config {
     }
 
     fn replay<B>(&self, key: &StoreKey, payload: &Payload) -> Response<ResponseBody<B>> {
+        if !payload.is_replayable() {
+            let reason = Reason::NotReplayable;
+            let response = self.refused(&self.refusal(reason, None));
+            return told(response, Some(key), Outcome::Refused(reason));
+        }
         let answer = match codec::decode(payload) {
             Ok(answer) => answer,
             Err(error) => {
@@ -289,7 +291,19 @@ impl<Svc> Covered<Svc> {
         ResBody::Error: Send + 'static,
     {
         let config = Arc::clone(&self.config);
-        let admitted = match admit(&config, &parts, body, key).await {
+        let admitted = {
+            let mut admission = pin!(admit(&config, &parts, body, key));
+            poll_fn(|cx| {
+                let polled = admission.as_mut().poll(cx);
+                if polled.is_pending() {
+                    // A slow client does not hold a place in the inner service.
+                    self.ready = None;
+                }
+                polled
+            })
+            .await
+        };
+        let admitted = match admitted {
             Ok(admitted) => admitted,
             Err(Turned::Refused(refusal)) => {
                 let outcome = Outcome::Refused(refusal.reason());
@@ -303,6 +317,11 @@ impl<Svc> Covered<Svc> {
             store_key,
             fingerprint,
         } = admitted;
+        let outer = parts.extensions.get::<Execution>();
+        if outer.is_some_and(|outer| *outer.store_key() == store_key) {
+            // A layer further out runs this very operation: this one would wait for itself.
+            return self.pass_on(parts, body).await;
+        }
         let begin = config
             .engine
             .begin(&store_key, fingerprint, &self.stage, || {
@@ -359,49 +378,61 @@ impl<Svc> Covered<Svc> {
         let config = &*self.config;
         let execution = running.execution().clone();
         let store_key = execution.store_key().clone();
-        let work = async {
+        let head = parts.method == Method::HEAD;
+
+        let prepare = async {
             if let Some(probe) = config.takeover.probing()
                 && execution.entry() == Entry::Takeover
             {
                 match probe(execution.clone(), &parts).await {
-                    Probed::Completed(response) => return probed(config, response),
+                    Probed::Completed(response) => return Err(probed(config, response)),
                     Probed::Unknown => {
                         let refusal = config.refusal(Reason::Abandoned, Some(&key));
-                        return (Ending::Unresolved, Ok(config.refused(&refusal)));
+                        return Err((Ending::NotRun, Ok(config.refused(&refusal))));
                     }
                     Probed::NotDone => {}
                 }
             }
-            let mut service = match self.ready.take() {
-                Some(ready) => ready,
+            match self.ready.take() {
+                Some(ready) => Ok(ready),
                 None => match self.spare.ready().await {
-                    Ok(_) => self.spare,
-                    // The handler was not called.
-                    Err(error) => return (Ending::Rejected, Err(error)),
+                    Ok(_) => Ok(self.spare),
+                    Err(error) => Err((Ending::NotRun, Err(error))),
                 },
-            };
-            let head = parts.method == Method::HEAD;
-            parts.extensions.insert(execution);
-            let request = Request::from_parts(parts, RequestBody::buffered(body));
-            match service.call(request).await {
-                Ok(response) => answered(config, head, response).await,
-                Err(error) => (Ending::Failed, Err(error)),
             }
         };
-        let (ending, answer) = match running.watch(work).await {
+        let ended = match running.watch(prepare).await {
+            Ok(Ok(mut service)) => {
+                parts.extensions.insert(execution);
+                let request = Request::from_parts(parts, RequestBody::buffered(body));
+                let work = async {
+                    match service.call(request).await {
+                        Ok(response) => answered(config, head, response).await,
+                        Err(error) => (Ending::Failed, Err(error)),
+                    }
+                };
+                let ended = running.watch(work).await;
+                ended.map_err(|panic| (Ending::Failed, panic))
+            }
+            Ok(Err(instead)) => Ok(instead),
+            Err(panic) => Err((Ending::NotRun, panic)),
+        };
+        let (ending, answer) = match ended {
             Ok(ended) => ended,
-            Err(panic) => {
-                running.end(Ending::Failed).await;
+            Err((ending, panic)) => {
+                running.end(ending).await;
                 telemetry::outcome(Some(&store_key), Outcome::Failed);
                 resume_unwind(panic);
             }
         };
+
+        let ending = running.settled(ending);
         let completed = matches!(ending, Ending::Completed(_));
         let outcome = match ending {
             Ending::Completed(_) => Outcome::Completed,
             Ending::Rejected => Outcome::Rejected,
             Ending::Failed => Outcome::Failed,
-            Ending::Unresolved => Outcome::Refused(Reason::Abandoned),
+            Ending::NotRun => Outcome::Refused(Reason::Abandoned),
         };
         let outcome = match running.end(ending).await {
             Ended::Recorded => outcome,
@@ -415,13 +446,8 @@ impl<Svc> Covered<Svc> {
             }
             Ended::Superseded(None) => Outcome::Superseded,
         };
-        match answer {
-            Ok(response) => Ok(told(response, Some(&store_key), outcome)),
-            Err(error) => {
-                telemetry::outcome(Some(&store_key), outcome);
-                Err(error)
-            }
-        }
+        // An error of the inner service has no extensions to tell the outcome in.
+        answer.map(|response| told(response, Some(&store_key), outcome))
     }
 }
 
@@ -524,7 +550,7 @@ async fn read<B: Body<Data = Bytes>>(
     };
     let mut hasher = config.fingerprinter.start(parts);
     let streams = config.fingerprinter.streams();
-    let read = body::read(body, limits, &config.gauge, |data| {
+    let read = body::read(body, limits, config.engine.work().bytes(), |data| {
         if streams {
             hasher.raw(data);
         }
@@ -574,7 +600,9 @@ where
         );
     let exact = !bodiless || body.size_hint().exact().is_some();
     let (limit, timeout) = (config.response_limit, config.response_timeout);
-    let (ending, body) = match body::collect(body, limit, timeout, &config.gauge).await {
+    let (ending, body) = match body::collect(body, limit, timeout, config.engine.work().bytes())
+        .await
+    {
         Collected::Whole {
             frames,
             trailers,

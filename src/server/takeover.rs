@@ -80,8 +80,8 @@ impl Takeover {
 
     /// Ask `probe`, which runs under the new claim.
     ///
-    /// Choose it where another system knows what was done. A probe that panics, or is cut short,
-    /// leaves the key claimable as after a failure.
+    /// Choose it where another system knows what was done. A probe that panics counts as one that
+    /// cannot tell.
     #[must_use]
     pub fn probe<F, Fut>(probe: F) -> Self
     where

@@ -30,6 +30,7 @@ use crate::{
 /// - MUST take any string as a key;
 /// - MUST let the tokens of a key grow also where its record was removed: the clock does that,
 ///   unless it can stand still between the removal and the next claim;
+/// - MUST NOT name keys or payloads in the source of an error, which is logged (U19);
 /// - MUST answer [`Error::Corrupt`][corrupt] where it cannot read what it kept, and never treat
 ///   that as absent;
 /// - SHOULD need one round trip for an operation;
@@ -89,6 +90,14 @@ pub trait Store: Send + Sync + 'static {
     /// Ends the attempt with nothing done: [`machine::release`].
     async fn release(&self, key: &StoreKey, lease: &Lease, ttl: Duration)
     -> Result<(), StoreError>;
+
+    /// Undoes a claim under which nothing ran: [`machine::give_back`].
+    async fn give_back(
+        &self,
+        key: &StoreKey,
+        lease: &Lease,
+        ttl: Duration,
+    ) -> Result<(), StoreError>;
 
     /// Reads the live record, if there is one: [`machine::get`].
     async fn get(&self, key: &StoreKey) -> Result<Option<Snapshot>, StoreError>;
@@ -274,6 +283,15 @@ macro_rules! forward {
                 ttl: Duration,
             ) -> Result<(), StoreError> {
                 (**self).release(key, lease, ttl).await
+            }
+
+            async fn give_back(
+                &self,
+                key: &StoreKey,
+                lease: &Lease,
+                ttl: Duration,
+            ) -> Result<(), StoreError> {
+                (**self).give_back(key, lease, ttl).await
             }
 
             async fn get(&self, key: &StoreKey) -> Result<Option<Snapshot>, StoreError> {

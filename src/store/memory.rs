@@ -24,7 +24,7 @@ use crate::{
     key::StoreKey,
     machine::{self, Change, Step},
     record::{
-        Claim, ClaimRequest, FencingToken, Lease, OwnerId, Payload, Record, Snapshot, State,
+        Claim, ClaimRequest, Entry, FencingToken, Lease, OwnerId, Payload, Record, Snapshot, State,
         Timestamp,
     },
     store::contract::{Store, StoreError},
@@ -414,9 +414,10 @@ impl Shard {
             absent: Record {
                 state: State::Failed,
                 fingerprint: Fingerprint::hasher("absent").finish(),
-                owner: OwnerId::from_u128(0),
+                owner: OwnerId::NOBODY,
                 token: FencingToken::from_u64(0),
                 attempt: 0,
+                entry: Entry::First,
                 checkpoint: None,
                 payload: None,
                 created_at: long_ago,
@@ -693,6 +694,17 @@ impl Store for MemoryStore {
         Ok(self
             .0
             .step(key, |record, now| machine::release(record, now, lease, ttl))??)
+    }
+
+    async fn give_back(
+        &self,
+        key: &StoreKey,
+        lease: &Lease,
+        ttl: Duration,
+    ) -> Result<(), StoreError> {
+        Ok(self.0.step(key, |record, now| {
+            machine::give_back(record, now, lease, ttl)
+        })??)
     }
 
     async fn get(&self, key: &StoreKey) -> Result<Option<Snapshot>, StoreError> {

@@ -296,6 +296,10 @@ impl<S: Store> Key<'_, S> {
         self.store().release(&self.key, lease, TTL).await
     }
 
+    async fn give_back(&self, lease: &Lease) -> Result<(), StoreError> {
+        self.store().give_back(&self.key, lease, TTL).await
+    }
+
     async fn forget(&self) -> bool {
         let forgotten = self.store().forget(&self.key).await;
         forgotten.expect("a key can be forgotten")
@@ -346,6 +350,7 @@ impl<S: Store> Key<'_, S> {
         superseded(self.complete(stale, &answer("stale")).await);
         superseded(self.fail(stale).await);
         superseded(self.release(stale).await);
+        superseded(self.give_back(stale).await);
         assert_eq!(self.record().await, before, "a stale owner changed it");
     }
 }
@@ -428,7 +433,7 @@ pub async fn a_first_claim_is_granted<S: Store>(fixture: Fixture<S>) {
     assert_eq!(record.owner, asked.owner);
     assert_eq!(record.fingerprint, asked.fingerprint);
     assert_eq!(record.token, claimed.lease.token);
-    assert_eq!(record.attempt, 1);
+    assert_eq!((record.attempt, record.entry), (1, Entry::First));
     assert_eq!((record.checkpoint, record.payload), (None, None));
     assert!(record.created_at <= now && now.since(record.created_at) < MARGIN);
     assert_eq!(record.lease_until, record.created_at + LEASE);
@@ -454,14 +459,11 @@ pub async fn a_claim_sent_again_is_granted_again<S: Store>(fixture: Fixture<S>) 
     ok(key.fail(&claimed.lease).await);
     let second = request();
     let retried = key.claimed(&second).await;
-    let again = key.claimed(&second).await;
-    assert_eq!(again.lease, retried.lease);
-    assert_eq!(again.checkpoint, retried.checkpoint);
-    // It cannot be told from a takeover any more, and that entry says less.
-    assert_eq!(again.entry, Entry::Takeover);
+    assert_eq!(retried.entry, Entry::Retry);
+    assert_eq!(key.claimed(&second).await, retried);
 }
 
-/// P1, S03: nobody else gets a key that is held, and they are told for how long.
+/// P1, S03: nobody else gets a key that is held, and they are told by which claim.
 pub async fn a_running_claim_keeps_others_out<S: Store>(fixture: Fixture<S>) {
     let key = fixture.key("k");
     let claimed = key.claimed(&request()).await;
@@ -471,13 +473,8 @@ pub async fn a_running_claim_keeps_others_out<S: Store>(fixture: Fixture<S>) {
             take_over,
             ..request()
         };
-        match key.claim(&asked).await {
-            Claim::InProgress { token, lease_left } => {
-                assert_eq!(token, claimed.lease.token);
-                assert!(lease_left <= LEASE && lease_left > LEASE - MARGIN);
-            }
-            other => panic!("the key is held: {other:?}"),
-        }
+        let token = claimed.lease.token;
+        assert_eq!(key.claim(&asked).await, Claim::InProgress { token });
     }
     assert_eq!(key.record().await, before);
 }
@@ -499,7 +496,7 @@ async fn fifty_claim<S: Store>(key: &Key<'_, S>) -> Claimed {
         let claim = task.await.expect("a claim does not panic");
         match claim.expect("a claim is answered") {
             Claim::Claimed(claimed) => granted.push(claimed),
-            Claim::InProgress { token, .. } => refused.push(token),
+            Claim::InProgress { token } => refused.push(token),
             other => panic!("neither granted nor held: {other:?}"),
         }
     }
@@ -701,11 +698,11 @@ pub async fn the_lease_ends_when_it_says<S: Store>(fixture: Fixture<S>) {
     let key = fixture.key("k");
     let first = key.claimed(&request()).await;
     fixture.advance(LEASE - MARGIN).await;
-    match key.claim(&request()).await {
-        Claim::InProgress { lease_left, .. } => assert!(lease_left <= MARGIN),
-        other => panic!("the lease has not ended: {other:?}"),
-    }
-    assert!(!key.get().await.expect("it is there").is_abandoned());
+    let token = first.lease.token;
+    assert_eq!(key.claim(&request()).await, Claim::InProgress { token });
+    let held = key.get().await.expect("it is there");
+    assert!(!held.is_abandoned());
+    assert!(held.record.lease_until.since(held.now) <= MARGIN);
     fixture.advance(MARGIN).await;
     assert!(key.get().await.expect("it is still there").is_abandoned());
     let taken = key.claimed(&request()).await;
@@ -740,7 +737,7 @@ pub async fn a_claimed_record_outlives_its_lease<S: Store>(fixture: Fixture<S>) 
         take_over: false,
         ..request()
     };
-    assert_eq!(key.claim(&asked).await, Claim::Abandoned { attempt: 1 });
+    assert_eq!(key.claim(&asked).await, Claim::Abandoned);
     fixture.advance(MARGIN).await;
     assert_eq!(key.get().await, None);
     assert_eq!(key.claimed(&asked).await.entry, Entry::First);
@@ -756,12 +753,13 @@ pub async fn an_abandoned_key_is_refused_without_takeover<S: Store>(fixture: Fix
     })
     .await;
     let before = key.record().await;
+    assert_eq!(before.attempt, 2);
     let asked = ClaimRequest {
         take_over: false,
         ..request()
     };
     for _ in 0..2 {
-        assert_eq!(key.claim(&asked).await, Claim::Abandoned { attempt: 2 });
+        assert_eq!(key.claim(&asked).await, Claim::Abandoned);
     }
     assert_eq!(key.record().await, before);
 }
@@ -832,13 +830,13 @@ pub async fn a_zero_lease_has_ended<S: Store>(fixture: Fixture<S>) {
     };
     let claimed = fixture.key("claimed");
     let lease = claimed.bring(Reached::Abandoned).await;
-    assert_eq!(claimed.claim(&asked).await, Claim::Abandoned { attempt: 1 });
+    assert_eq!(claimed.claim(&asked).await, Claim::Abandoned);
     ok(claimed.complete(&lease, &answer("late")).await);
 
     let renewed = fixture.key("renewed");
     let lease = renewed.bring(Reached::InProgress).await;
     ok(renewed.renew(&lease, Duration::ZERO, None).await);
-    assert_eq!(renewed.claim(&asked).await, Claim::Abandoned { attempt: 1 });
+    assert_eq!(renewed.claim(&asked).await, Claim::Abandoned);
     let taken = renewed.claimed(&request()).await;
     assert_eq!(taken.entry, Entry::Takeover);
     superseded(renewed.renew(&lease, LEASE, None).await);

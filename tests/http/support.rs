@@ -33,6 +33,7 @@ pub(crate) enum Op {
     Complete,
     Fail,
     Release,
+    GiveBack,
     Get,
     Forget,
     Wait,
@@ -206,6 +207,16 @@ impl Store for Scripted {
         ttl: Duration,
     ) -> Result<(), StoreError> {
         self.run(Op::Release, self.0.store.release(key, lease, ttl))
+            .await
+    }
+
+    async fn give_back(
+        &self,
+        key: &StoreKey,
+        lease: &Lease,
+        ttl: Duration,
+    ) -> Result<(), StoreError> {
+        self.run(Op::GiveBack, self.0.store.give_back(key, lease, ttl))
             .await
     }
 
