@@ -392,6 +392,10 @@ impl<S: ?Sized> IdempotencyLayer<S> {
     ///
     /// Answers count, but are never given up for the limit: it can be exceeded by one
     /// [`response_limit`](Self::response_limit) for each execution that runs.
+    ///
+    /// Counted are the bytes of the bodies. The memory behind them can be twice that, since a large
+    /// frame stays in the buffer that the server read it in; what the server itself holds for each
+    /// connection comes on top.
     pub fn buffer_limit(self, bytes: usize) -> Self {
         self.set(|config| config.buffer_limit = bytes)
     }

@@ -42,6 +42,10 @@ const REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
 /// How long a refusal waits for the rest of a body that nobody will read.
 const DISCARD_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// How many bytes beyond the limit of bodies it reads of that: a body that is a little too large
+/// does not cost its connection.
+const DISCARD_BEYOND: usize = 256 * 1024;
+
 pub(super) type Covers = Arc<dyn Fn(&Parts) -> bool + Send + Sync>;
 pub(super) type ValidateKey = Arc<dyn Fn(&IdempotencyKey) -> Result<(), InvalidKey> + Send + Sync>;
 pub(super) type Judge = Arc<dyn Fn(&response::Parts, Option<&HeaderMap>) -> Verdict + Send + Sync>;
@@ -473,6 +477,8 @@ async fn admit<B: Body<Data = Bytes>>(
 ) -> Result<Admitted, Turned> {
     let mut body = pin!(body);
     let identified = identify(config, parts, key);
+    // Reading tells a client that waits for `100 Continue` to send.
+    let reads = identified.is_ok() && body.size_hint().lower() <= config.body_limit as u64;
     let read = match identified {
         Ok(known) => read(config, parts, body.as_mut())
             .await
@@ -483,11 +489,12 @@ async fn admit<B: Body<Data = Bytes>>(
         Ok(read) => read,
         Err(refusal) => {
             // What is left of the body is in the way of the connection's next request. A client
-            // that waits for `100 Continue` has sent none, and is not to be asked for it; one that
-            // was too slow is not waited for again.
+            // that was not told to send has sent none, and one that was too slow is not waited for
+            // again.
             let late = refusal.reason() == Reason::BodyTooSlow;
-            if !late && !parts.headers.contains_key(EXPECT) {
-                body::discard(body, config.body_limit, DISCARD_TIMEOUT).await;
+            if !late && (reads || !parts.headers.contains_key(EXPECT)) {
+                let max = config.body_limit.saturating_add(DISCARD_BEYOND);
+                body::discard(body, max, DISCARD_TIMEOUT).await;
             }
             return Err(refusal.into());
         }

@@ -89,7 +89,7 @@ async fn p8_the_late_release_touches_nobody_else() {
     assert_eq!(bench.send("k", "b").await.1.status.as_u16(), 503);
     assert_eq!(bench.send("k", "b").await.0, Outcome::Completed);
     bench.layer.drain().await;
-    assert_eq!(bench.store.count(Op::Release), 1);
+    assert_eq!(bench.store.count(Op::GiveBack), 1);
     assert_eq!(bench.send("k", "b").await.0, Outcome::Replayed);
 }
 

@@ -190,11 +190,15 @@ async fn p5_a_probe_decides() {
     assert_eq!((text.as_str(), asked.count()), ("ran", 4));
     assert_eq!(seen, [(3, Entry::Takeover, Some("step 1".into()))]);
 
-    let layer = probing.clone();
-    let panicked = tokio::spawn(async move { send(&layer, "panics").await.1 }).await;
-    assert!(panicked.is_err());
-    let (_, _, seen) = send(&probing, "panics").await;
-    assert_eq!(seen, [(3, Entry::Retry, Some("step 1".into()))]);
+    // A panic tells nothing either; it goes on unwinding.
+    for _ in 0..2 {
+        let layer = probing.clone();
+        let panicked = tokio::spawn(async move { send(&layer, "panics").await.1 }).await;
+        assert!(panicked.unwrap_err().is_panic());
+    }
+    assert_eq!(asked.count(), 6);
+    let (_, _, seen) = send(&layer, "panics").await;
+    assert_eq!(seen, [(4, Entry::Takeover, Some("step 1".into()))]);
 }
 
 /// Attempt and checkpoint outlive a failure; S30: a retry may come at once.

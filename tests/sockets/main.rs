@@ -1,0 +1,17 @@
+//! The layer behind real servers, driven over TCP by clients that mean no good, or have bad luck.
+
+#![allow(clippy::unwrap_used)]
+
+mod bodies;
+mod bodies_h2;
+mod expect;
+mod floods;
+mod heads;
+mod leaving;
+mod memory;
+mod records;
+#[cfg(feature = "axum")]
+mod routers;
+mod sharing;
+mod support;
+mod wire;
