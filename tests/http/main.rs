@@ -9,6 +9,4 @@ mod states;
 mod streams;
 mod support;
 mod takeover;
-#[cfg(feature = "tracing")]
-mod telemetry;
 mod waiting;

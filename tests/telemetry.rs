@@ -1,8 +1,15 @@
 //! U19: what is told of a request, and what is not.
 
+#![allow(clippy::unwrap_used)]
+
+#[path = "http/support.rs"]
+#[allow(dead_code)]
+mod support;
+
 use std::{
+    cell::RefCell,
     io::Write,
-    sync::{Arc, Mutex},
+    sync::{Mutex, Once},
     time::Duration,
 };
 
@@ -10,16 +17,20 @@ use futures::poll;
 use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_idempotency::{Execution, Outcome, Reason, Store};
 use tracing::Instrument;
-use tracing_subscriber::fmt::format::FmtSpan;
 
-use crate::support::{Fault, Handled, Op, Scripted, answer, layer, post};
+use support::{Fault, Handled, Op, Scripted, answer, layer, post};
 
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
+/// Each test has a thread of its own, and so a log of its own. The subscriber is one for all: the
+/// `tracing` crate remembers for the whole process which events nobody wants.
+struct Log;
+
+thread_local! {
+    static LOG: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
 
 impl Write for Log {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().unwrap().write(bytes)
+        LOG.with_borrow_mut(|log| log.write(bytes))
     }
 
     fn flush(&mut self) -> std::io::Result<()> {
@@ -28,21 +39,21 @@ impl Write for Log {
 }
 
 impl Log {
-    /// Collects all events of this thread until the guard is dropped.
-    fn collect() -> (Self, tracing::subscriber::DefaultGuard) {
-        let log = Self::default();
-        let writer = log.clone();
-        let subscriber = tracing_subscriber::fmt()
-            .with_max_level(tracing::Level::TRACE)
-            .with_span_events(FmtSpan::NONE)
-            .with_ansi(false)
-            .with_writer(move || writer.clone())
-            .finish();
-        (log, tracing::subscriber::set_default(subscriber))
+    /// Collects all events of this thread.
+    fn collect() -> Self {
+        static SUBSCRIBER: Once = Once::new();
+        SUBSCRIBER.call_once(|| {
+            tracing_subscriber::fmt()
+                .with_max_level(tracing::Level::TRACE)
+                .with_ansi(false)
+                .with_writer(|| Self)
+                .init();
+        });
+        Self
     }
 
     fn text(&self) -> String {
-        String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
+        LOG.with_borrow(|log| String::from_utf8(log.clone()).unwrap())
     }
 
     fn lines_with(&self, part: &str) -> usize {
@@ -63,7 +74,7 @@ const SECRETS: [&str; 4] = [
 /// Every kind of event is told, and none holds a key in clear, a body, an answer or a checkpoint.
 #[tokio::test(start_paused = true)]
 async fn u19_events_tell_the_outcome_and_no_secret() {
-    let (log, _guard) = Log::collect();
+    let log = Log::collect();
     let store = Scripted::new();
     let layer = layer(store.clone()).max_detached(1);
     let handler = |request: Handled| async move {
@@ -133,7 +144,7 @@ async fn u19_events_tell_the_outcome_and_no_secret() {
 /// P5: a takeover is a warning; so is a supersession.
 #[tokio::test(start_paused = true)]
 async fn p5_p6_takeover_and_supersession_are_warnings() {
-    let (log, _guard) = Log::collect();
+    let log = Log::collect();
     let store = Scripted::new();
     let layer = layer(store.clone());
     let handler = |request: Handled| async move {
@@ -168,7 +179,7 @@ async fn p5_p6_takeover_and_supersession_are_warnings() {
 /// U18: a record that cannot be read is told as an error.
 #[tokio::test]
 async fn u18_an_unreadable_record_is_reported() {
-    let (log, _guard) = Log::collect();
+    let log = Log::collect();
     let store = Scripted::new();
     let handler = {
         let store = store.clone();
@@ -233,7 +244,7 @@ async fn u18_an_unreadable_record_is_reported() {
 /// The span of the request goes with the work when its caller leaves.
 #[tokio::test(start_paused = true)]
 async fn p4_the_span_goes_with_detached_work() {
-    let (log, _guard) = Log::collect();
+    let log = Log::collect();
     let layer = layer(Scripted::new());
     let handler = |_: Handled| async {
         tokio::time::sleep(Duration::from_secs(1)).await;
@@ -248,7 +259,7 @@ async fn p4_the_span_goes_with_detached_work() {
     drop(call);
     layer.drain().await;
     assert_eq!(
-        log.lines_with("request{id=7}: http::telemetry: the effect"),
+        log.lines_with("request{id=7}: telemetry: the effect"),
         1,
         "{}",
         log.text()
