@@ -18,7 +18,9 @@
 //!     .layer(idempotency.clone());
 //!
 //! let listener = tokio::net::TcpListener::bind("127.0.0.1:3000").await?;
-//! axum::serve(listener, app).await?;
+//! let stop = async { drop(tokio::signal::ctrl_c().await) };
+//! axum::serve(listener, app).with_graceful_shutdown(stop).await?;
+//! // What runs on although its client left is recorded before the process ends.
 //! idempotency.drain().await;
 //! # Ok(())
 //! # }

@@ -388,7 +388,8 @@ impl<S: ?Sized> IdempotencyLayer<S> {
     }
 
     /// The bytes of all bodies together that this layer and its clones hold: 256 MiB by default.
-    /// At the limit a new request is refused with 503 (U36).
+    /// At the limit a new request is refused with 503 (U36), so it should be several times the
+    /// [`body_limit`](Self::body_limit).
     ///
     /// Answers count, but are never given up for the limit: it can be exceeded by one
     /// [`response_limit`](Self::response_limit) for each execution that runs.
