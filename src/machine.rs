@@ -224,18 +224,11 @@ pub fn release(
     lease: &Lease,
     ttl: Duration,
 ) -> Step<Result<(), Refused>> {
-    match live(record, now) {
-        Some(record)
-            if record.owner == lease.owner
-                && record.state == State::InProgress
-                && record.attempt == 1
-                && record.checkpoint.is_none() =>
-        {
-            Step {
-                change: Change::Remove,
-                reply: Ok(()),
-            }
-        }
+    match held(record, now, lease) {
+        Some(held) if held.attempt == 1 && held.checkpoint.is_none() => Step {
+            change: Change::Remove,
+            reply: Ok(()),
+        },
         _ => fail(record, now, lease, ttl),
     }
 }
@@ -245,26 +238,21 @@ pub fn release(
 /// claimant knows no less than this one did. The number of attempts stays.
 ///
 /// An abandoned record has no owner afterwards, and a renewal that is still on its way cannot
-/// revive it. Where the store lost the record the reply is `Ok`.
+/// revive it. Where the store lost the record the reply is `Ok`. Giving back again changes
+/// nothing; after a takeover the reply is then [`Refused::Superseded`].
 pub fn give_back(
     record: Option<&Record>,
     now: Timestamp,
     lease: &Lease,
     ttl: Duration,
 ) -> Step<Result<(), Refused>> {
-    match live(record, now) {
-        Some(record)
-            if record.owner == lease.owner
-                && record.state == State::InProgress
-                && record.entry == Entry::Takeover =>
-        {
-            put(Record {
-                owner: OwnerId::NOBODY,
-                lease_until: now,
-                expires_at: now + ttl,
-                ..record.clone()
-            })
-        }
+    match held(record, now, lease) {
+        Some(held) if held.entry == Entry::Takeover => put(Record {
+            owner: OwnerId::NOBODY,
+            lease_until: now,
+            expires_at: now + ttl,
+            ..held.clone()
+        }),
         _ => release(record, now, lease, ttl),
     }
 }
@@ -297,6 +285,12 @@ pub fn is_over(record: Option<&Record>, now: Timestamp, token: FencingToken) -> 
 
 fn live(record: Option<&Record>, now: Timestamp) -> Option<&Record> {
     record.filter(|record| record.is_live(now))
+}
+
+/// The record while it is in progress under this owner.
+fn held<'a>(record: Option<&'a Record>, now: Timestamp, lease: &Lease) -> Option<&'a Record> {
+    live(record, now)
+        .filter(|record| record.owner == lease.owner && record.state == State::InProgress)
 }
 
 fn next_token(previous: Option<FencingToken>, now: Timestamp) -> FencingToken {

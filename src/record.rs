@@ -193,13 +193,14 @@ pub struct Record {
     pub state: State,
     /// Of the request that claimed it first.
     pub fingerprint: Fingerprint,
-    /// Who claimed it last.
+    /// Who claimed it last; [`OwnerId::NOBODY`] once a takeover was given back.
     pub owner: OwnerId,
     /// Of the last claim.
     pub token: FencingToken,
     /// How many claims there were, from 1.
     pub attempt: u32,
-    /// How the last claim came about, so that it can be given back.
+    /// How the last claim came about, so that it can be given back. Means nothing once the record
+    /// is completed or failed.
     pub entry: Entry,
     /// What the handler last saved of its progress.
     pub checkpoint: Option<Bytes>,

@@ -17,8 +17,8 @@ use bytes::Bytes;
 use futures::FutureExt;
 use tokio::{sync::Notify, task::yield_now, time::Instant};
 use tower_idempotency::{
-    Claim, ClaimRequest, FencingToken, Lease, OwnerId, Payload, Record, Snapshot, State, Store,
-    StoreError, StoreKey, Timestamp,
+    Claim, ClaimRequest, Entry, FencingToken, Lease, OwnerId, Payload, Record, Snapshot, State,
+    Store, StoreError, StoreKey, Timestamp,
     machine::{self, Change, Step},
     testing::store::{self as suite, Fixture},
 };
@@ -107,6 +107,40 @@ faults! {
     SecondFailureIsRefused: a_failure_sent_again_changes_nothing;
     ClaimAgainIsRefused: a_claim_sent_again_is_granted_again;
     TakesOverUnasked: an_abandoned_key_is_refused_without_takeover;
+
+    // Giving back: P5, P6, U12.
+    GiveBackIsRelease:
+        a_takeover_given_back_is_abandoned_again
+        what_was_given_back_is_not_revived;
+    GiveBackAlwaysFrees:
+        a_retry_given_back_is_failed_again
+        a_takeover_given_back_is_abandoned_again;
+    GiveBackKeepsTheOwner:
+        a_takeover_given_back_is_abandoned_again
+        giving_back_again_changes_nothing
+        what_was_given_back_is_not_revived;
+    TokenDecidesOwnership:
+        giving_back_again_changes_nothing
+        what_was_given_back_is_not_revived;
+    GiveBackKeepsTheLease: a_takeover_given_back_is_abandoned_again;
+    GiveBackKeepsTheEnd: a_takeover_given_back_is_abandoned_again;
+    GiveBackLosesCheckpoint:
+        a_retry_given_back_is_failed_again
+        a_takeover_given_back_is_abandoned_again;
+    GiveBackUncountsTheAttempt:
+        a_retry_given_back_is_failed_again
+        a_takeover_given_back_is_abandoned_again;
+    GiveBackWakesNobody: a_wait_ends_with_each_kind_of_end;
+    LateGiveBackIsRefused: a_claim_is_given_back_late;
+    SecondGiveBackIsRefused: giving_back_again_changes_nothing;
+    GiveBackUndoesAnEnd: giving_back_does_not_undo_an_end;
+    StrangerGivesBack:
+        a_stranger_gives_nothing_back
+        a_stale_owner_changes_nothing_while_another_runs;
+    EntryIsGuessed:
+        a_claim_sent_again_is_granted_again
+        a_retry_given_back_is_failed_again;
+    EntryIsLost: a_takeover_given_back_is_abandoned_again;
 
     // Answers: S23, U06.
     CutsPayloads: an_answer_comes_back_byte_for_byte;
@@ -204,6 +238,7 @@ impl Broken {
             self.age(record);
         }
         let Step { change, reply } = step(old.as_ref(), now);
+        let given_back = matches!(&change, Change::Put(left) if left.owner == OwnerId::NOBODY);
         match change {
             Change::Keep => return reply,
             Change::Put(mut record) => {
@@ -218,9 +253,10 @@ impl Broken {
                 records.remove(&name);
             }
         }
-        match self.has(Fault::WaitWakesOne) {
-            true => self.0.changed.notify_one(),
-            false => self.0.changed.notify_waiters(),
+        match self.0.fault {
+            Fault::WaitWakesOne => self.0.changed.notify_one(),
+            Fault::GiveBackWakesNobody if given_back => {}
+            _ => self.0.changed.notify_waiters(),
         }
         reply
     }
@@ -254,6 +290,8 @@ impl Broken {
             }
             Fault::TokensStartAgain => record.token = FencingToken::from_u64(record.attempt.into()),
             Fault::AttemptsStartAgain if record.state == State::InProgress => record.attempt = 1,
+            Fault::EntryIsGuessed if record.attempt > 1 => record.entry = Entry::Takeover,
+            Fault::EntryIsLost => record.entry = Entry::First,
             Fault::ForgetsTheFirstClaim => record.created_at = now,
             Fault::FailureLosesCheckpoint if record.state == State::Failed => {
                 record.checkpoint = None;
@@ -289,9 +327,12 @@ impl Broken {
 
     /// The proof as a store without a check of the owner would take it.
     fn proof(&self, key: &StoreKey, lease: &Lease, unchecked: Fault) -> Lease {
-        let owner = self.read(key).map(|record| record.owner);
+        let found = self.read(key).filter(|record| {
+            let same_token = record.token == lease.token;
+            self.has(unchecked) || self.has(Fault::TokenDecidesOwnership) && same_token
+        });
         Lease {
-            owner: owner.filter(|_| self.has(unchecked)).unwrap_or(lease.owner),
+            owner: found.map_or(lease.owner, |record| record.owner),
             ..*lease
         }
     }
@@ -497,8 +538,56 @@ impl Store for Broken {
         lease: &Lease,
         ttl: Duration,
     ) -> Result<(), StoreError> {
+        let lease = self.proof(key, lease, Fault::StrangerGivesBack);
         let given = self.apply(key, |record, now| {
-            machine::give_back(record, now, lease, ttl)
+            let held = record.filter(|record| {
+                record.is_live(now)
+                    && record.owner == lease.owner
+                    && record.state == State::InProgress
+            });
+            match (self.0.fault, held) {
+                (Fault::LateGiveBackIsRefused, Some(held)) if held.is_abandoned(now) => {
+                    return Step {
+                        change: Change::Keep,
+                        reply: Err(machine::Refused::Superseded),
+                    };
+                }
+                (Fault::SecondGiveBackIsRefused, None) => {
+                    return Step {
+                        change: Change::Keep,
+                        reply: Err(machine::Refused::Gone),
+                    };
+                }
+                (Fault::GiveBackAlwaysFrees, Some(_)) => {
+                    return Step {
+                        change: Change::Remove,
+                        reply: Ok(()),
+                    };
+                }
+                (Fault::GiveBackIsRelease, _) => {
+                    return machine::release(record, now, &lease, ttl);
+                }
+                _ => {}
+            }
+            let seen = record.cloned().map(|mut record| {
+                if self.has(Fault::GiveBackUndoesAnEnd) {
+                    record.state = State::InProgress;
+                    record.payload = None;
+                }
+                record
+            });
+            let mut step = machine::give_back(seen.as_ref(), now, &lease, ttl);
+            if let (Change::Put(left), Some(held)) = (&mut step.change, held) {
+                match self.0.fault {
+                    Fault::GiveBackKeepsTheOwner => left.owner = held.owner,
+                    Fault::GiveBackKeepsTheLease => left.lease_until = held.lease_until,
+                    Fault::GiveBackKeepsTheEnd => left.expires_at = held.expires_at,
+                    Fault::GiveBackLosesCheckpoint => left.checkpoint = None,
+                    Fault::GiveBackUncountsTheAttempt => left.attempt -= 1,
+                    _ => {}
+                }
+            }
+            step
         });
         Ok(given?)
     }

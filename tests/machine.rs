@@ -50,6 +50,8 @@ enum Before {
     Abandoned,
     Completed,
     Failed,
+    /// Abandoned without an owner, whoever that was: a takeover was given back.
+    GivenBack,
     Expired,
 }
 
@@ -94,6 +96,12 @@ fn record(before_it: Before, owner: OwnerId) -> Option<Record> {
             expires_at: NOW + US,
             ..base
         },
+        GivenBack => Record {
+            owner: OwnerId::NOBODY,
+            lease_until: NOW,
+            expires_at: NOW + TTL,
+            ..base
+        },
         Expired => Record {
             state: State::Completed,
             checkpoint: None,
@@ -130,6 +138,7 @@ enum Operation {
     Complete,
     Fail,
     Release,
+    GiveBack,
     Get,
     Forget,
 }
@@ -150,6 +159,8 @@ enum After {
     Saved,
     Completed,
     Failed,
+    /// Abandoned, without an owner.
+    GivenBack,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -186,6 +197,7 @@ const TABLE: &[Row] = {
         (Absent, Complete,       (Ok, After::Completed),              (Ok, After::Completed)),
         (Absent, Fail,           (Ok, Keeps),                         (Ok, Keeps)),
         (Absent, Release,        (Ok, Keeps),                         (Ok, Keeps)),
+        (Absent, GiveBack,       (Ok, Keeps),                         (Ok, Keeps)),
         (Absent, Get,            (Nothing, Keeps),                    (Nothing, Keeps)),
         (Absent, Forget,         (Nothing, Removes),                  (Nothing, Removes)),
 
@@ -198,6 +210,7 @@ const TABLE: &[Row] = {
         (InProgress, Complete,       (Ok, After::Completed),       (Superseded, Keeps)),
         (InProgress, Fail,           (Ok, After::Failed),          (Superseded, Keeps)),
         (InProgress, Release,        (Ok, After::Failed),          (Superseded, Keeps)),
+        (InProgress, GiveBack,       (Ok, After::GivenBack),       (Superseded, Keeps)),
         (InProgress, Get,            (Found, Keeps),               (Found, Keeps)),
         (InProgress, Forget,         (Found, Removes),             (Found, Removes)),
 
@@ -210,6 +223,7 @@ const TABLE: &[Row] = {
         (Abandoned, Complete,       (Ok, After::Completed),       (Superseded, Keeps)),
         (Abandoned, Fail,           (Ok, After::Failed),          (Superseded, Keeps)),
         (Abandoned, Release,        (Ok, After::Failed),          (Superseded, Keeps)),
+        (Abandoned, GiveBack,       (Ok, After::GivenBack),       (Superseded, Keeps)),
         (Abandoned, Get,            (Found, Keeps),               (Found, Keeps)),
         (Abandoned, Forget,         (Found, Removes),             (Found, Removes)),
 
@@ -222,6 +236,7 @@ const TABLE: &[Row] = {
         (Completed, Complete,       (Ok, Keeps),             (Superseded, Keeps)),
         (Completed, Fail,           (Superseded, Keeps),     (Superseded, Keeps)),
         (Completed, Release,        (Superseded, Keeps),     (Superseded, Keeps)),
+        (Completed, GiveBack,       (Superseded, Keeps),     (Superseded, Keeps)),
         (Completed, Get,            (Found, Keeps),          (Found, Keeps)),
         (Completed, Forget,         (Found, Removes),        (Found, Removes)),
 
@@ -234,8 +249,22 @@ const TABLE: &[Row] = {
         (Failed, Complete,       (Ok, After::Completed),              (Superseded, Keeps)),
         (Failed, Fail,           (Ok, Keeps),                         (Superseded, Keeps)),
         (Failed, Release,        (Ok, Keeps),                         (Superseded, Keeps)),
+        (Failed, GiveBack,       (Ok, Keeps),                         (Superseded, Keeps)),
         (Failed, Get,            (Found, Keeps),                      (Found, Keeps)),
         (Failed, Forget,         (Found, Removes),                    (Found, Removes)),
+
+        (GivenBack, Claim,          (Granted(Takeover), After::Claimed(3)), (Granted(Takeover), After::Claimed(3))),
+        (GivenBack, ClaimMeekly,    (Reply::Abandoned, Keeps),              (Reply::Abandoned, Keeps)),
+        (GivenBack, ClaimElse,      (Mismatch, Keeps),                      (Mismatch, Keeps)),
+        (GivenBack, ClaimOtherwise, (OtherAlgorithm, Keeps),                (OtherAlgorithm, Keeps)),
+        (GivenBack, Renew,          (Superseded, Keeps),                    (Superseded, Keeps)),
+        (GivenBack, Save,           (Superseded, Keeps),                    (Superseded, Keeps)),
+        (GivenBack, Complete,       (Superseded, Keeps),                    (Superseded, Keeps)),
+        (GivenBack, Fail,           (Superseded, Keeps),                    (Superseded, Keeps)),
+        (GivenBack, Release,        (Superseded, Keeps),                    (Superseded, Keeps)),
+        (GivenBack, GiveBack,       (Superseded, Keeps),                    (Superseded, Keeps)),
+        (GivenBack, Get,            (Found, Keeps),                         (Found, Keeps)),
+        (GivenBack, Forget,         (Found, Removes),                       (Found, Removes)),
 
         (Expired, Claim,          (Granted(First), After::Claimed(1)), (Granted(First), After::Claimed(1))),
         (Expired, ClaimMeekly,    (Granted(First), After::Claimed(1)), (Granted(First), After::Claimed(1))),
@@ -246,6 +275,7 @@ const TABLE: &[Row] = {
         (Expired, Complete,       (Ok, After::Completed),              (Ok, After::Completed)),
         (Expired, Fail,           (Ok, Keeps),                         (Ok, Keeps)),
         (Expired, Release,        (Ok, Keeps),                         (Ok, Keeps)),
+        (Expired, GiveBack,       (Ok, Keeps),                         (Ok, Keeps)),
         (Expired, Get,            (Nothing, Keeps),                    (Nothing, Keeps)),
         (Expired, Forget,         (Nothing, Removes),                  (Nothing, Removes)),
     ]
@@ -321,6 +351,7 @@ fn run(record: Option<&Record>, operation: Operation) -> (Reply, Change) {
         }
         Fail => ended(machine::fail(record, NOW, &lease, TTL)),
         Release => ended(machine::release(record, NOW, &lease, TTL)),
+        GiveBack => ended(machine::give_back(record, NOW, &lease, TTL)),
         Get => {
             let found = machine::get(record, NOW);
             if let Some(Snapshot { record: read, now }) = &found {
@@ -398,11 +429,16 @@ fn expected(was: Option<&Record>, operation: Operation, after: After) -> Change 
             record.lease_until = NOW;
             record.expires_at = NOW + TTL;
         }
+        After::GivenBack => {
+            record.owner = OwnerId::NOBODY;
+            record.lease_until = NOW;
+            record.expires_at = NOW + TTL;
+        }
     }
     Change::Put(record)
 }
 
-/// S02, S04, S07, S22, P2, P6, U12, U26, U37: each state, each operation, each owner.
+/// S02, S04, S07, S22, P2, P5, P6, U12, U26, U37: each state, each operation, each owner.
 #[test]
 fn every_pair_of_state_and_operation() {
     for &(before, operation, mine, others) in TABLE {
@@ -422,7 +458,9 @@ fn every_pair_of_state_and_operation() {
 
 #[test]
 fn the_table_has_every_pair_once() {
-    let states = [Absent, InProgress, Abandoned, Completed, Failed, Expired];
+    let states = [
+        Absent, InProgress, Abandoned, Completed, Failed, GivenBack, Expired,
+    ];
     let operations = [
         Claim,
         ClaimMeekly,
@@ -433,6 +471,7 @@ fn the_table_has_every_pair_once() {
         Complete,
         Fail,
         Release,
+        GiveBack,
         Get,
         Forget,
     ];
@@ -485,28 +524,169 @@ fn s22_what_a_release_frees() {
     assert_eq!(step.change, Change::Keep);
 }
 
-/// A claim that is sent again in the first attempt is still the first.
+/// What `MINE` is granted now, on this record.
+fn granted(was: Option<&Record>) -> (Record, Claimed) {
+    match machine::claim(was, NOW, &request(MINE)) {
+        Step {
+            change: Change::Put(kept),
+            reply: Answer::Claimed(claimed),
+        } => (kept, claimed),
+        other => panic!("not granted: {other:?}"),
+    }
+}
+
+/// What there is before a claim with each entry.
+const ENTRIES: [(Before, Entry); 4] = [
+    (Absent, Entry::First),
+    (Failed, Entry::Retry),
+    (Abandoned, Entry::Takeover),
+    (GivenBack, Entry::Takeover),
+];
+
+/// A claim that is sent again is granted again as what it was: the proof, the entry and the
+/// checkpoint, also late and without takeover.
 #[test]
-fn a_first_claim_sent_again_is_first() {
-    let step = machine::claim(None, NOW, &request(MINE));
-    let Change::Put(kept) = &step.change else {
-        panic!("not kept");
-    };
-    let later = NOW + LEASE + US;
-    let again = machine::claim(Some(kept), later, &request(MINE));
-    assert_eq!(again.reply, step.reply);
-    let Change::Put(kept_again) = again.change else {
-        panic!("not kept");
-    };
-    assert_eq!(kept_again.lease_until, later + LEASE);
-    assert_eq!(
-        kept_again,
-        Record {
-            lease_until: later + LEASE,
-            expires_at: later + LEASE + TTL,
-            ..kept.clone()
+fn a_claim_sent_again_says_the_same() {
+    for (before_it, entry) in ENTRIES {
+        let (kept, claimed) = granted(record(before_it, OTHER).as_ref());
+        assert_eq!((claimed.entry, kept.entry), (entry, entry), "{before_it:?}");
+        for (later, take_over) in [(NOW, true), (NOW + LEASE + US, false)] {
+            let asked = ClaimRequest {
+                take_over,
+                ..request(MINE)
+            };
+            let again = machine::claim(Some(&kept), later, &asked);
+            assert_eq!(again.reply, Answer::Claimed(claimed.clone()));
+            let expected = Record {
+                lease_until: later + LEASE,
+                expires_at: later + LEASE + TTL,
+                ..kept.clone()
+            };
+            assert_eq!(again.change, Change::Put(expected), "{before_it:?}");
         }
-    );
+    }
+}
+
+/// P5: a claim that is given back leaves what it found, but for the number of attempts: whether it
+/// runs, has renewed its lease or let it end, and with or without a checkpoint from before.
+#[test]
+fn p5_what_a_give_back_leaves() {
+    for (before_it, entry) in ENTRIES {
+        for checkpoint in [None, Some(Bytes::new()), Some(Bytes::from_static(b"half"))] {
+            let was = record(before_it, OTHER).map(|was| Record {
+                checkpoint: checkpoint.clone(),
+                ..was
+            });
+            let (kept, Claimed { lease, .. }) = granted(was.as_ref());
+            let end = NOW + LEASE;
+            for now in [NOW, before(end, US), end, end + US, before(end + TTL, US)] {
+                let step = machine::give_back(Some(&kept), now, &lease, TTL);
+                assert_eq!(step.reply, Ok(()), "{before_it:?}");
+                let ended = Record {
+                    lease_until: now,
+                    expires_at: now + TTL,
+                    ..kept.clone()
+                };
+                let expected = match entry {
+                    Entry::First => Change::Remove,
+                    Entry::Retry => Change::Put(Record {
+                        state: State::Failed,
+                        ..ended
+                    }),
+                    Entry::Takeover => Change::Put(Record {
+                        owner: OwnerId::NOBODY,
+                        ..ended
+                    }),
+                };
+                assert_eq!(step.change, expected, "{before_it:?}");
+                let Change::Put(left) = step.change else {
+                    continue;
+                };
+                assert_eq!((left.attempt, left.entry), (3, entry));
+                assert_eq!(left.checkpoint, checkpoint);
+                assert!(machine::is_over(Some(&left), now, lease.token));
+
+                // The next claimant knows what this one knew.
+                let next = machine::claim(Some(&left), now, &request(OTHER)).reply;
+                assert!(
+                    matches!(&next, Answer::Claimed(next)
+                        if (next.entry, next.lease.attempt) == (entry, 4)
+                            && next.checkpoint == checkpoint
+                            && next.lease.token > lease.token),
+                    "{next:?}"
+                );
+                let meek = ClaimRequest {
+                    take_over: false,
+                    ..request(OTHER)
+                };
+                let meekly = machine::claim(Some(&left), now, &meek).reply;
+                match entry {
+                    Entry::Takeover => assert_eq!(meekly, Answer::Abandoned),
+                    _ => assert_eq!(meekly, next),
+                }
+            }
+        }
+    }
+}
+
+/// A first claim that saved its progress ran, and is not undone.
+#[test]
+fn a_first_claim_with_progress_is_failed_by_a_give_back() {
+    let (kept, Claimed { lease, .. }) = granted(None);
+    let saved = Record {
+        checkpoint: Some(Bytes::new()),
+        ..kept
+    };
+    let step = machine::give_back(Some(&saved), NOW, &lease, TTL);
+    assert_eq!(step, machine::fail(Some(&saved), NOW, &lease, TTL));
+    assert!(matches!(step.change, Change::Put(kept) if kept.state == State::Failed));
+}
+
+/// P6, U12: what is still on its way of a claim that was given back: a renewal revives nothing, and
+/// after a takeover nothing else is taken either. Giving back again changes nothing.
+#[test]
+fn p6_u12_what_comes_after_a_give_back() {
+    use Refused::{Gone, Superseded};
+    for (before_it, entry) in ENTRIES {
+        let was = record(before_it, OTHER);
+        let (kept, Claimed { lease, .. }) = granted(was.as_ref());
+        let left = match machine::give_back(Some(&kept), NOW, &lease, TTL).change {
+            Change::Put(left) => Some(left),
+            Change::Remove => None,
+            Change::Keep => panic!("nothing was given back"),
+        };
+        let (left, now) = (left.as_ref(), NOW + US);
+        // After a takeover another owner's are all refused, and otherwise the giver's renewal.
+        let (renewed, ended) = match entry {
+            Entry::First | Entry::Retry => (Err(Gone), Ok(())),
+            Entry::Takeover => (Err(Superseded), Err(Superseded)),
+        };
+        let saved = Some(Bytes::from_static(b"more"));
+        for step in [
+            machine::renew(left, now, &lease, LEASE, TTL, saved),
+            machine::renew(left, now, &lease, LEASE, TTL, None),
+        ] {
+            let expected = Step {
+                change: Change::Keep,
+                reply: renewed,
+            };
+            assert_eq!(step, expected, "{before_it:?}");
+        }
+        for step in [
+            machine::give_back(left, now, &lease, TTL),
+            machine::release(left, now, &lease, TTL),
+            machine::fail(left, now, &lease, TTL),
+        ] {
+            let expected = Step {
+                change: Change::Keep,
+                reply: ended,
+            };
+            assert_eq!(step, expected, "{before_it:?}");
+        }
+        let completed = machine::complete(left, now, &lease, &answer(), TTL);
+        assert_eq!(completed.reply, ended, "{before_it:?}");
+        assert_eq!(completed.change == Change::Keep, ended.is_err());
+    }
 }
 
 /// A completed record without a payload is made by nobody, and stays closed.
@@ -588,7 +768,7 @@ fn p5_the_edge_of_the_lease() {
 /// operation, whatever its state.
 #[test]
 fn s05_the_edge_of_the_record() {
-    for state in [InProgress, Abandoned, Completed, Failed] {
+    for state in [InProgress, Abandoned, Completed, Failed, GivenBack] {
         let was = record(state, OTHER).unwrap();
         let (last, end) = (before(was.expires_at, US), was.expires_at);
         assert!(machine::get(Some(&was), last).is_some(), "{state:?}");
@@ -621,6 +801,8 @@ fn s05_the_edge_of_the_record() {
             assert_eq!(failed, machine::fail(None, now, &lease, TTL));
             let released = machine::release(Some(&was), now, &lease, TTL);
             assert_eq!(released, machine::release(None, now, &lease, TTL));
+            let given = machine::give_back(Some(&was), now, &lease, TTL);
+            assert_eq!(given, machine::give_back(None, now, &lease, TTL));
         }
     }
 }
@@ -647,6 +829,7 @@ fn u23_zero_ends_at_once() {
     for change in [
         machine::complete(Some(&own), NOW, &proof(), &answer(), zero).change,
         machine::fail(Some(&own), NOW, &proof(), zero).change,
+        machine::give_back(Some(&own), NOW, &proof(), zero).change,
     ] {
         let Change::Put(kept) = change else {
             panic!("not kept");
@@ -669,9 +852,11 @@ fn the_greatest_values_saturate() {
     };
     assert_eq!((kept.lease_until, kept.expires_at), (end, end));
     assert!(!kept.is_abandoned(before(end, US)) && kept.is_live(before(end, US)));
+    let own = record(InProgress, MINE).unwrap();
     for change in [
         machine::complete(Some(&kept), NOW, &proof(), &answer(), Duration::MAX).change,
         machine::fail(Some(&kept), NOW, &proof(), Duration::MAX).change,
+        machine::give_back(Some(&own), NOW, &proof(), Duration::MAX).change,
     ] {
         let Change::Put(kept) = change else {
             panic!("not kept");
@@ -717,6 +902,7 @@ fn when_a_wait_is_over() {
         (Abandoned, true),
         (Completed, true),
         (Failed, true),
+        (GivenBack, true),
         (Expired, true),
     ] {
         let was = record(state, OTHER);
@@ -762,6 +948,10 @@ enum Move {
         owner: usize,
         ttl: u64,
     },
+    GiveBack {
+        owner: usize,
+        ttl: u64,
+    },
     Forget,
     Pass(u64),
 }
@@ -782,6 +972,7 @@ fn moves() -> impl Strategy<Value = Vec<Move>> {
             .prop_map(|(owner, ttl, answer)| Move::Complete { owner, ttl, answer }),
         2 => (owner(), time()).prop_map(|(owner, ttl)| Move::Fail { owner, ttl }),
         2 => (owner(), time()).prop_map(|(owner, ttl)| Move::Release { owner, ttl }),
+        3 => (owner(), time()).prop_map(|(owner, ttl)| Move::GiveBack { owner, ttl }),
         1 => Just(Move::Forget),
         4 => time().prop_map(Move::Pass),
     ];
@@ -911,13 +1102,16 @@ impl World {
                 }
                 self.apply(step.change);
             }
-            Move::Fail { owner, ttl } | Move::Release { owner, ttl } => {
+            Move::Fail { owner, ttl }
+            | Move::Release { owner, ttl }
+            | Move::GiveBack { owner, ttl } => {
                 let Some(proof) = self.leases[owner] else {
                     return;
                 };
                 let function = match played {
                     Move::Fail { .. } => machine::fail,
-                    _ => machine::release,
+                    Move::Release { .. } => machine::release,
+                    _ => machine::give_back,
                 };
                 let step = function(self.record.as_ref(), now, &proof, micros(ttl));
                 check_owner(was.as_ref(), &proof, &step);
@@ -928,16 +1122,27 @@ impl World {
                         assert_eq!(kept.checkpoint, was.checkpoint);
                         assert_eq!((kept.attempt, kept.token), (was.attempt, was.token));
                         assert_eq!(kept.fingerprint, was.fingerprint);
+                        assert_eq!(kept.entry, was.entry);
+                        // P5: a takeover that is given back is one for the next claimant too.
+                        let given_back =
+                            matches!(played, Move::GiveBack { .. }) && was.entry == Entry::Takeover;
+                        let (state, owner) = match given_back {
+                            true => (State::InProgress, OwnerId::NOBODY),
+                            false => (State::Failed, was.owner),
+                        };
+                        assert_eq!((kept.state, kept.owner), (state, owner));
                     }
                     Change::Remove => {
                         let was = was.as_ref().unwrap();
                         assert_eq!((was.attempt, &was.checkpoint), (1, &None));
+                        assert_eq!(was.entry, Entry::First);
                     }
                 }
                 self.apply(step.change);
             }
         }
         self.check_record(was.as_ref(), now, matches!(played, Move::Forget));
+        self.check_nobodys();
     }
 
     fn check_claim(&mut self, was: Option<&Record>, asked: &ClaimRequest, step: &Step<Answer>) {
@@ -946,8 +1151,15 @@ impl World {
             return;
         };
         let token = claimed.lease.token.as_u64();
+        let Change::Put(kept) = &step.change else {
+            panic!("granted and not kept");
+        };
+        assert_eq!(claimed.entry, kept.entry);
         match was {
-            None => assert_eq!((claimed.lease.attempt, &claimed.checkpoint), (1, &None)),
+            None => {
+                assert_eq!((claimed.lease.attempt, &claimed.checkpoint), (1, &None));
+                assert_eq!(claimed.entry, Entry::First);
+            }
             Some(was) => {
                 assert_eq!(was.fingerprint, asked.fingerprint);
                 // P5: the checkpoint comes along.
@@ -957,13 +1169,19 @@ impl World {
                         (was.token, was.attempt),
                         (claimed.lease.token, claimed.lease.attempt)
                     );
+                    assert_eq!(claimed.entry, was.entry);
                     return;
                 }
                 // P1: nobody else holds an unexpired lease.
                 assert!(was.state == State::Failed || was.is_abandoned(self.clock()));
                 assert!(was.state == State::Failed || asked.take_over);
-                // P5: attempts are counted.
+                // P5: attempts are counted, and who went silent is told of.
                 assert_eq!(claimed.lease.attempt, was.attempt + 1);
+                let entry = match was.state {
+                    State::Failed => Entry::Retry,
+                    _ => Entry::Takeover,
+                };
+                assert_eq!(claimed.entry, entry);
             }
         }
         // P6: tokens strictly grow, whatever came between.
@@ -992,10 +1210,51 @@ impl World {
             assert_eq!(kept.payload.is_some(), kept.state == State::Completed);
             // It never expires under a living owner.
             assert!(kept.state != State::InProgress || kept.expires_at >= kept.lease_until);
-            if kept.owner != was.owner {
+            if kept.owner != was.owner && kept.owner != OwnerId::NOBODY {
                 assert!(was.state == State::Failed || was.is_abandoned(at));
             }
         }
+    }
+
+    /// P5, P6: a takeover that was given back. No claimant before can touch the record, and the
+    /// next one takes over at once, or is told that it is abandoned.
+    fn check_nobodys(&self) {
+        let Some(record) = self.live().filter(|kept| kept.owner == OwnerId::NOBODY) else {
+            return;
+        };
+        let (record, now, ttl) = (Some(record), self.clock(), TTL);
+        for proof in self.leases.iter().flatten() {
+            for step in [
+                machine::renew(record, now, proof, LEASE, ttl, Some(Bytes::new())),
+                machine::complete(record, now, proof, &answer(), ttl),
+                machine::fail(record, now, proof, ttl),
+                machine::release(record, now, proof, ttl),
+                machine::give_back(record, now, proof, ttl),
+            ] {
+                let refused = Step {
+                    change: Change::Keep,
+                    reply: Err(Refused::Superseded),
+                };
+                assert_eq!(step, refused);
+            }
+        }
+        let was = record.unwrap();
+        let asked = ClaimRequest {
+            fingerprint: was.fingerprint,
+            ..request(OwnerId::from_u128(u128::MAX))
+        };
+        let next = machine::claim(record, now, &asked).reply;
+        assert!(
+            matches!(&next, Answer::Claimed(next)
+                if (next.entry, next.lease.attempt) == (Entry::Takeover, was.attempt + 1)
+                    && next.checkpoint == was.checkpoint),
+            "{next:?}"
+        );
+        let meek = ClaimRequest {
+            take_over: false,
+            ..asked
+        };
+        assert_eq!(machine::claim(record, now, &meek).reply, Answer::Abandoned);
     }
 }
 

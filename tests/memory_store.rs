@@ -192,7 +192,8 @@ async fn p9_ends_that_need_no_room_are_never_refused() {
     // A retry and a takeover are no new records either.
     claim(&store, &key(2)).await.unwrap();
     claim(&store, &key(1)).await.unwrap();
-    claim(&store, &key(3)).await.unwrap();
+    let taken = claim(&store, &key(3)).await.unwrap();
+    store.give_back(&key(3), &taken, TTL).await.unwrap();
     assert_eq!(store.len(), 5);
 }
 
@@ -519,7 +520,7 @@ async fn p1_s10_s15_one_owner_at_a_time_under_load() {
                     let key = key(hot);
                     let lease = match store.claim(&key, &request()).await.unwrap() {
                         Claim::Claimed(claimed) => claimed.lease,
-                        Claim::InProgress { token, .. } if n % 10 == 0 => {
+                        Claim::InProgress { token } if n % 10 == 0 => {
                             store.wait(&key, token).await.unwrap();
                             continue;
                         }
@@ -530,9 +531,10 @@ async fn p1_s10_s15_one_owner_at_a_time_under_load() {
                     tokio::task::yield_now().await;
                     runs.fetch_add(1, SeqCst);
                     assert_eq!(owners[hot].fetch_sub(1, SeqCst), 1, "two owners");
-                    match n % 3 {
-                        0 => store.fail(&key, &lease, TTL).await.unwrap(),
-                        1 => store.release(&key, &lease, TTL).await.unwrap(),
+                    match n % 5 {
+                        0 | 1 => store.fail(&key, &lease, TTL).await.unwrap(),
+                        2 => store.give_back(&key, &lease, TTL).await.unwrap(),
+                        3 => store.release(&key, &lease, TTL).await.unwrap(),
                         _ => assert!(store.forget(&key).await.unwrap()),
                     }
                 }

@@ -169,6 +169,14 @@ macro_rules! store_conformance {
             a_released_key_is_free
             a_release_after_progress_is_a_failure
             a_release_does_not_undo_a_completion
+            a_first_claim_given_back_frees_its_key
+            a_retry_given_back_is_failed_again
+            a_takeover_given_back_is_abandoned_again
+            a_claim_is_given_back_late
+            giving_back_again_changes_nothing
+            giving_back_does_not_undo_an_end
+            a_stranger_gives_nothing_back
+            what_was_given_back_is_not_revived
             a_stale_owner_changes_nothing_while_another_runs
             a_stale_owner_changes_nothing_once_another_completed
             a_stale_owner_changes_nothing_once_another_failed
@@ -330,14 +338,18 @@ impl<S: Store> Key<'_, S> {
     /// Brings the key into a state; the proof is of the last claim.
     async fn bring(&self, state: Reached) -> Lease {
         let mut asked = request();
-        if state == Reached::Abandoned {
+        if let Reached::Abandoned | Reached::GivenBack = state {
             asked.lease = Duration::ZERO;
         }
-        let lease = self.claimed(&asked).await.lease;
+        let mut lease = self.claimed(&asked).await.lease;
         match state {
             Reached::InProgress | Reached::Abandoned => {}
             Reached::Completed => ok(self.complete(&lease, &answer("answer")).await),
             Reached::Failed => ok(self.fail(&lease).await),
+            Reached::GivenBack => {
+                lease = self.claimed(&request()).await.lease;
+                ok(self.give_back(&lease).await);
+            }
         }
         lease
     }
@@ -361,14 +373,17 @@ enum Reached {
     Abandoned,
     Completed,
     Failed,
+    /// Abandoned without an owner: a takeover was given back.
+    GivenBack,
 }
 
 impl Reached {
-    const ALL: [Self; 4] = [
+    const ALL: [Self; 5] = [
         Self::InProgress,
         Self::Abandoned,
         Self::Completed,
         Self::Failed,
+        Self::GivenBack,
     ];
 
     fn name(self) -> String {
@@ -440,8 +455,8 @@ pub async fn a_first_claim_is_granted<S: Store>(fixture: Fixture<S>) {
     assert_eq!(record.expires_at, record.lease_until + TTL);
 }
 
-/// A claim whose answer was lost and that is sent again gives the same proof, also late, and also
-/// without takeover.
+/// P5: a claim whose answer was lost and that is sent again gives the same proof, entry and
+/// checkpoint, also late, and also without takeover.
 pub async fn a_claim_sent_again_is_granted_again<S: Store>(fixture: Fixture<S>) {
     let key = fixture.key("k");
     let first = ClaimRequest {
@@ -461,6 +476,16 @@ pub async fn a_claim_sent_again_is_granted_again<S: Store>(fixture: Fixture<S>) 
     let retried = key.claimed(&second).await;
     assert_eq!(retried.entry, Entry::Retry);
     assert_eq!(key.claimed(&second).await, retried);
+    ok(key.renew(&retried.lease, Duration::ZERO, None).await);
+    assert_eq!(key.claimed(&second).await, retried);
+    assert_eq!(key.record().await.entry, Entry::Retry);
+
+    ok(key.renew(&retried.lease, Duration::ZERO, None).await);
+    let third = request();
+    let taken = key.claimed(&third).await;
+    assert_eq!(taken.entry, Entry::Takeover);
+    assert_eq!(key.claimed(&third).await, taken);
+    assert_eq!(key.record().await.entry, Entry::Takeover);
 }
 
 /// P1, S03: nobody else gets a key that is held, and they are told by which claim.
@@ -524,10 +549,13 @@ pub async fn fifty_claimers_of_a_failed_key_have_one_winner<S: Store>(fixture: F
 
 /// S10, P5: of fifty who take an abandoned key over at once, one gets it.
 pub async fn fifty_claimers_of_an_abandoned_key_have_one_winner<S: Store>(fixture: Fixture<S>) {
-    let key = fixture.key("k");
-    key.bring(Reached::Abandoned).await;
-    let winner = fifty_claim(&key).await;
-    assert_eq!((winner.entry, winner.lease.attempt), (Entry::Takeover, 2));
+    for (state, attempt) in [(Reached::Abandoned, 2), (Reached::GivenBack, 3)] {
+        let key = fixture.key(&state.name());
+        key.bring(state).await;
+        let winner = fifty_claim(&key).await;
+        assert_eq!(winner.entry, Entry::Takeover);
+        assert_eq!(winner.lease.attempt, attempt);
+    }
 }
 
 /// U14: while an answer is recorded, a claim finds the key held or completed, never free.
@@ -570,6 +598,11 @@ pub async fn keys_do_not_meddle<S: Store>(fixture: Fixture<S>) {
             Reached::Abandoned => ok(key.renew(&other, Duration::ZERO, None).await),
             Reached::Completed => ok(key.complete(&other, &answer("other")).await),
             Reached::Failed => ok(key.fail(&other).await),
+            Reached::GivenBack => {
+                ok(key.renew(&other, Duration::ZERO, None).await);
+                let taken = key.claimed(&request()).await.lease;
+                ok(key.give_back(&taken).await);
+            }
         }
         assert_eq!(bystander.record().await, before);
         assert!(key.forget().await);
@@ -872,6 +905,12 @@ pub async fn a_zero_time_to_live_has_ended<S: Store>(fixture: Fixture<S>) {
     let key = fixture.key("failed");
     let lease = key.bring(Reached::InProgress).await;
     ok(store.fail(&key.key, &lease, zero).await);
+    assert_eq!(key.get().await, None);
+
+    let key = fixture.key("given back");
+    key.bring(Reached::Abandoned).await;
+    let lease = key.claimed(&request()).await.lease;
+    ok(store.give_back(&key.key, &lease, zero).await);
     assert_eq!(key.get().await, None);
 
     let key = fixture.key("claimed");
@@ -1225,6 +1264,237 @@ pub async fn a_release_does_not_undo_a_completion<S: Store>(fixture: Fixture<S>)
     assert_eq!(key.record().await, before);
 }
 
+// Giving back
+
+/// S22: a first claim that is given back was never there: its key is free, for any payload.
+pub async fn a_first_claim_given_back_frees_its_key<S: Store>(fixture: Fixture<S>) {
+    let key = fixture.key("k");
+    let lease = key.bring(Reached::InProgress).await;
+    ok(key.give_back(&lease).await);
+    assert_eq!(key.get().await, None);
+    let asked = ClaimRequest {
+        fingerprint: fingerprint_of("corrected"),
+        take_over: false,
+        ..request()
+    };
+    let next = key.claimed(&asked).await;
+    assert_eq!((next.entry, next.lease.attempt), (Entry::First, 1));
+
+    // One that saved its progress was there.
+    ok(key.renew(&next.lease, LEASE, Some(b"half")).await);
+    ok(key.give_back(&next.lease).await);
+    assert_eq!(key.record().await.state, State::Failed);
+}
+
+/// P5: a retry that is given back leaves the key failed, and the next attempt is a retry that
+/// knows as much.
+pub async fn a_retry_given_back_is_failed_again<S: Store>(fixture: Fixture<S>) {
+    let key = fixture.key("k");
+    let lease = key.bring(Reached::InProgress).await;
+    ok(key.renew(&lease, LEASE, Some(b"half")).await);
+    ok(key.fail(&lease).await);
+    let half = Some(Bytes::from_static(b"half"));
+    let asked = ClaimRequest {
+        take_over: false,
+        ..request()
+    };
+    for attempt in 2..4 {
+        let before = key.record().await;
+        fixture.advance(MARGIN).await;
+        let retry = key.claimed(&request()).await;
+        assert_eq!((retry.entry, retry.lease.attempt), (Entry::Retry, attempt));
+        ok(key.give_back(&retry.lease).await);
+        let Snapshot { record, now } = key.get().await.expect("it is there");
+        assert_eq!((record.state, record.attempt), (State::Failed, attempt));
+        assert_eq!(record.token, retry.lease.token);
+        assert_eq!(record.checkpoint, half);
+        assert_eq!(record.created_at, before.created_at);
+        assert_eq!(record.fingerprint, before.fingerprint);
+        let left = record.expires_at.since(now);
+        assert!(left <= TTL && left > TTL - MARGIN, "{left:?}");
+    }
+    let other = ClaimRequest {
+        fingerprint: fingerprint_of("other"),
+        ..request()
+    };
+    assert_eq!(key.claim(&other).await, Claim::Mismatch);
+    let next = key.claimed(&asked).await;
+    assert_eq!((next.entry, next.lease.attempt), (Entry::Retry, 4));
+    assert_eq!(next.checkpoint, half);
+}
+
+/// P5: a takeover that is given back leaves the key abandoned, by nobody any more: the next
+/// attempt takes over at once and knows as much, or is refused.
+pub async fn a_takeover_given_back_is_abandoned_again<S: Store>(fixture: Fixture<S>) {
+    let key = fixture.key("k");
+    let lease = key.bring(Reached::InProgress).await;
+    ok(key.renew(&lease, Duration::ZERO, Some(b"half")).await);
+    let half = Some(Bytes::from_static(b"half"));
+    let meek = ClaimRequest {
+        take_over: false,
+        ..request()
+    };
+    for attempt in 2..4 {
+        let before = key.record().await;
+        fixture.advance(MARGIN).await;
+        let taken = key.claimed(&request()).await;
+        assert_eq!(
+            (taken.entry, taken.lease.attempt),
+            (Entry::Takeover, attempt)
+        );
+        ok(key.give_back(&taken.lease).await);
+        let found = key.get().await.expect("it is there");
+        assert!(found.is_abandoned());
+        let Snapshot { record, now } = found;
+        assert_eq!(record.owner, OwnerId::NOBODY);
+        assert_eq!((record.attempt, record.entry), (attempt, Entry::Takeover));
+        assert_eq!(record.token, taken.lease.token);
+        assert_eq!((&record.checkpoint, &record.payload), (&half, &None));
+        assert_eq!(record.created_at, before.created_at);
+        assert_eq!(record.fingerprint, before.fingerprint);
+        let left = record.expires_at.since(now);
+        assert!(left <= TTL && left > TTL - MARGIN, "{left:?}");
+        assert_eq!(key.claim(&meek).await, Claim::Abandoned);
+        assert_eq!(key.record().await, record);
+    }
+    let next = key.claimed(&request()).await;
+    assert_eq!((next.entry, next.lease.attempt), (Entry::Takeover, 4));
+    assert_eq!(next.checkpoint, half);
+    ok(key.complete(&next.lease, &answer("at last")).await);
+}
+
+/// Brings a key to a claim with this entry.
+async fn entered<'a, S: Store>(fixture: &'a Fixture<S>, entry: Entry) -> (Key<'a, S>, Lease) {
+    let key = fixture.key(&format!("{entry:?}"));
+    match entry {
+        Entry::First => {}
+        Entry::Retry => {
+            key.bring(Reached::Failed).await;
+        }
+        Entry::Takeover => {
+            key.bring(Reached::Abandoned).await;
+        }
+    }
+    let claimed = key.claimed(&request()).await;
+    assert_eq!(claimed.entry, entry);
+    (key, claimed.lease)
+}
+
+const ENTRIES: [Entry; 3] = [Entry::First, Entry::Retry, Entry::Takeover];
+
+/// A claim can be given back after its lease ended, as long as nobody took over.
+pub async fn a_claim_is_given_back_late<S: Store>(fixture: Fixture<S>) {
+    for entry in ENTRIES {
+        let (key, lease) = entered(&fixture, entry).await;
+        ok(key.renew(&lease, Duration::ZERO, None).await);
+        fixture.advance(MARGIN).await;
+        ok(key.give_back(&lease).await);
+        assert_eq!(key.claimed(&request()).await.entry, entry);
+        // And too late once somebody else has it.
+        key.changes_nothing(&lease).await;
+    }
+}
+
+/// A claim whose giving back was not answered is given back again, and nothing changes.
+pub async fn giving_back_again_changes_nothing<S: Store>(fixture: Fixture<S>) {
+    for entry in ENTRIES {
+        let (key, lease) = entered(&fixture, entry).await;
+        ok(key.give_back(&lease).await);
+        let before = key.get().await.map(|found| found.record);
+        fixture.advance(MARGIN).await;
+        for _ in 0..2 {
+            let again = key.give_back(&lease).await;
+            match entry {
+                Entry::First | Entry::Retry => ok(again),
+                // It is nobody's now.
+                Entry::Takeover => superseded(again),
+            }
+            let now = key.get().await.map(|found| found.record);
+            assert_eq!(now, before, "{entry:?}");
+        }
+    }
+    // Also where the record is gone.
+    fixture.advance(LEASE + TTL + MARGIN).await;
+    for entry in ENTRIES {
+        let (key, lease) = entered(&fixture, entry).await;
+        assert!(key.forget().await);
+        ok(key.give_back(&lease).await);
+        assert_eq!(key.get().await, None);
+    }
+}
+
+/// P2: what its owner completed or failed is not given back any more.
+pub async fn giving_back_does_not_undo_an_end<S: Store>(fixture: Fixture<S>) {
+    for entry in ENTRIES {
+        let (key, lease) = entered(&fixture, entry).await;
+        ok(key.fail(&lease).await);
+        let before = key.record().await;
+        fixture.advance(MARGIN).await;
+        ok(key.give_back(&lease).await);
+        assert_eq!(key.record().await, before, "{entry:?}");
+
+        ok(key.complete(&lease, &answer("after all")).await);
+        let before = key.record().await;
+        superseded(key.give_back(&lease).await);
+        assert_eq!(key.record().await, before, "{entry:?}");
+    }
+}
+
+/// P6: nobody gives back the claim of another, whatever its state.
+pub async fn a_stranger_gives_nothing_back<S: Store>(fixture: Fixture<S>) {
+    let (first, retry, takeover) = (
+        entered(&fixture, Entry::First).await,
+        entered(&fixture, Entry::Retry).await,
+        entered(&fixture, Entry::Takeover).await,
+    );
+    for (key, lease) in [first, retry, takeover] {
+        let stranger = Lease {
+            owner: OwnerId::random(),
+            ..lease
+        };
+        key.changes_nothing(&stranger).await;
+        ok(key.renew(&lease, LEASE, None).await);
+    }
+    for state in Reached::ALL {
+        let key = fixture.key(&state.name());
+        let stranger = Lease {
+            owner: OwnerId::random(),
+            ..key.bring(state).await
+        };
+        key.changes_nothing(&stranger).await;
+    }
+}
+
+/// P6, U12: of a claim that was given back, a renewal in flight revives nothing; and after a
+/// takeover nothing at all is taken from the giver, nor from the one it took over from.
+pub async fn what_was_given_back_is_not_revived<S: Store>(fixture: Fixture<S>) {
+    for entry in [Entry::First, Entry::Retry] {
+        let (key, lease) = entered(&fixture, entry).await;
+        ok(key.give_back(&lease).await);
+        let before = key.get().await.map(|found| found.record);
+        for checkpoint in [None, Some(&b"late"[..])] {
+            gone(key.renew(&lease, LEASE, checkpoint).await);
+            let now = key.get().await.map(|found| found.record);
+            assert_eq!(now, before, "{entry:?}");
+        }
+        assert_eq!(key.claimed(&request()).await.entry, entry);
+    }
+
+    let key = fixture.key("k");
+    let silent = key.bring(Reached::Abandoned).await;
+    let giver = key.claimed(&request()).await.lease;
+    ok(key.give_back(&giver).await);
+    for stale in [&giver, &silent] {
+        key.changes_nothing(stale).await;
+    }
+    let lease = key.claimed(&request()).await.lease;
+    for stale in [&giver, &silent] {
+        key.changes_nothing(stale).await;
+    }
+    ok(key.complete(&lease, &answer("own")).await);
+    key.changes_nothing(&giver).await;
+}
+
 // Stale owners
 
 /// P6, U12: an owner that was taken over cannot touch the new one's record.
@@ -1295,10 +1565,20 @@ pub async fn tokens_grow_whatever_happens<S: Store>(fixture: Fixture<S>) {
         ok(key.fail(&lease).await);
         let lease = grown(key.claimed(&request()).await.lease, "failure");
         ok(key.renew(&lease, Duration::ZERO, None).await);
-        let lease = grown(key.claimed(&request()).await.lease, "takeover");
+        let lease = grown(key.claimed(&request()).await.lease, "silence");
+        ok(key.give_back(&lease).await);
+        let lease = grown(
+            key.claimed(&request()).await.lease,
+            "giving a takeover back",
+        );
         ok(key.complete(&lease, &answer("x")).await);
         assert!(key.forget().await);
         let lease = grown(key.claimed(&request()).await.lease, "forgetting");
+        ok(key.give_back(&lease).await);
+        let lease = grown(
+            key.claimed(&request()).await.lease,
+            "giving a first claim back",
+        );
         ok(key.release(&lease).await);
         let lease = grown(key.claimed(&request()).await.lease, "release");
         ok(key.complete(&lease, &answer("x")).await);
@@ -1410,7 +1690,12 @@ pub async fn a_wait_returns_at_once_if_it_is_over<S: Store>(fixture: Fixture<S>)
     let absent = fixture.key("absent");
     let none = soon(absent.wait(FencingToken::from_u64(7))).await;
     assert_eq!(none, None);
-    for state in [Reached::Abandoned, Reached::Completed, Reached::Failed] {
+    for state in [
+        Reached::Abandoned,
+        Reached::Completed,
+        Reached::Failed,
+        Reached::GivenBack,
+    ] {
         let key = fixture.key(&state.name());
         let lease = key.bring(state).await;
         let found = soon(key.wait(lease.token)).await.expect("it is there");
@@ -1423,8 +1708,8 @@ pub async fn a_wait_returns_at_once_if_it_is_over<S: Store>(fixture: Fixture<S>)
     assert_eq!(found.record.token, lease.token);
 }
 
-/// S03, P1: a wait ends when the claim does: by completion, failure, release, forgetting, a
-/// renewal to zero, and a takeover.
+/// S03, P1: a wait ends when the claim does: by completion, failure, release, giving back,
+/// forgetting, a renewal to zero, and a takeover.
 pub async fn a_wait_ends_with_each_kind_of_end<S: Store>(fixture: Fixture<S>) {
     for end in [
         "complete",
@@ -1451,6 +1736,15 @@ pub async fn a_wait_ends_with_each_kind_of_end<S: Store>(fixture: Fixture<S>) {
         let found = soon(waiting).await.map(|found| found.record);
         let now = key.get().await.map(|found| found.record);
         assert_eq!(found, now, "{end}");
+    }
+    for entry in ENTRIES {
+        let (key, lease) = entered(&fixture, entry).await;
+        let mut waiting = pin!(key.wait(lease.token));
+        settle(waiting.as_mut()).await;
+        ok(key.give_back(&lease).await);
+        let found = soon(waiting).await.map(|found| found.record);
+        let now = key.get().await.map(|found| found.record);
+        assert_eq!(found, now, "{entry:?}");
     }
 }
 
