@@ -38,7 +38,8 @@ use crate::{
 ///   a record in progress or failed to make room.
 ///
 /// Every operation may be sent again by the same owner after an answer was lost: the machine makes
-/// them idempotent.
+/// them idempotent. (Only the reply differs where a takeover is given back twice: the second time
+/// the record has no owner any more.)
 ///
 /// # Cancellation
 ///
