@@ -14,7 +14,7 @@
 use std::{
     any::Any,
     fmt,
-    future::{Future, poll_fn},
+    future::Future,
     ops::Deref,
     pin::Pin,
     sync::Arc,
@@ -25,6 +25,7 @@ use std::{
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
+use http_body_util::BodyExt;
 use pin_project_lite::pin_project;
 
 use crate::engine::{Gauge, Permit};
@@ -310,7 +311,7 @@ where
     let mut trailers = None;
     within(limits.timeout, async {
         while trailers.is_none() && !body.is_end_stream() {
-            let Some(frame) = next_frame(body.as_mut()).await else {
+            let Some(frame) = body.frame().await else {
                 break;
             };
             match frame.map_err(|_| ReadError::Broken)?.into_data() {
@@ -359,7 +360,7 @@ where
     let mut left = max as u64;
     within(timeout, async {
         while !body.is_end_stream() && body.size_hint().lower() <= left {
-            let Some(Ok(frame)) = next_frame(body.as_mut()).await else {
+            let Some(Ok(frame)) = body.frame().await else {
                 break;
             };
             let len = frame.data_ref().map_or(0, Bytes::len) as u64;
@@ -428,7 +429,7 @@ where
     let mut trailers = None;
     let ended = within(timeout, async {
         while trailers.is_none() && !body.is_end_stream() {
-            match next_frame(body.as_mut()).await {
+            match body.frame().await {
                 None => break,
                 Some(Err(error)) => return Err(Some(error)),
                 Some(Ok(frame)) => match frame.into_data() {
@@ -464,10 +465,6 @@ where
             permit,
         },
     }
-}
-
-async fn next_frame<B: Body>(mut body: Pin<&mut B>) -> Option<Result<Frame<B::Data>, B::Error>> {
-    poll_fn(|cx| body.as_mut().poll_frame(cx)).await
 }
 
 /// Gives up on `future` after `timeout`.
@@ -873,7 +870,7 @@ mod tests {
                 (hint.lower(), hint.upper())
             }));
             let ended = body.is_end_stream();
-            match next_frame(body.as_mut()).await {
+            match body.frame().await {
                 None => break None,
                 Some(Err(error)) => break Some(error),
                 Some(Ok(_)) if ended => panic!("a frame after the end"),
@@ -925,7 +922,7 @@ mod tests {
         let mut body = pin!(RequestBody::<Script>::buffered(body));
         assert_eq!(body.size_hint().exact(), Some(3));
         assert!(!body.is_end_stream());
-        next_frame(body.as_mut()).await.unwrap().unwrap();
+        body.frame().await.unwrap().unwrap();
         assert!(body.is_end_stream());
         assert_eq!(body.size_hint().exact(), Some(0));
 
@@ -1044,7 +1041,7 @@ mod tests {
         assert_eq!(gauge.used(), 5);
 
         let mut first = pin!(RequestBody::<Script>::buffered(first));
-        next_frame(first.as_mut()).await.unwrap().unwrap();
+        first.frame().await.unwrap().unwrap();
         assert_eq!(gauge.used(), 1);
         drop(RequestBody::<Script>::buffered(second));
         assert_eq!(gauge.used(), 0);
@@ -1160,7 +1157,7 @@ mod tests {
         assert_eq!(body.size_hint().exact(), None);
         assert!(!body.is_end_stream());
         let mut body = pin!(body);
-        assert!(next_frame(body.as_mut()).await.is_none());
+        assert!(body.frame().await.is_none());
         assert!(body.is_end_stream());
 
         for body in [ResponseBody::<Script>::default(), ResponseBody::empty()] {
