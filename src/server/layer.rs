@@ -7,9 +7,10 @@ use http::{HeaderMap, Response, StatusCode, request, response};
 use tower_layer::Layer;
 
 use super::{
+    config::Config,
     extract::{Fingerprinter, KeySource, Scope},
     problem::Refusal,
-    service::{Config, Idempotency},
+    service::Idempotency,
     takeover::Takeover,
     verdict::{self, Verdict},
 };

@@ -1,13 +1,20 @@
 //! The HTTP side: a tower layer around any service.
 //!
-//! `layer` has the options, `service` the way of one request through key, body, claim, handler and
-//! record. What they use: `extract` (key, caller, fingerprint), `body` (buffers and limits),
-//! `codec` (the recorded form of an answer), `problem` (refusals), `verdict` (what an answer
-//! means), `takeover` (what to do after a crash).
+//! `layer` has the options, `config` is what the services see of them. `service` says which requests
+//! are covered; `covered` is the way of one of them: through `admission` (key, caller and body), the
+//! engine, the handler and `answer` (what is recorded, what is sent). `future` is what the caller
+//! polls meanwhile. What they use: `extract` (key, caller, fingerprint), `body` (buffers and
+//! limits), `codec` (the recorded form of an answer), `problem` (refusals), `verdict` (what an
+//! answer means), `takeover` (what to do after a crash).
 
+mod admission;
+mod answer;
 mod body;
 mod codec;
+mod config;
+mod covered;
 mod extract;
+mod future;
 mod layer;
 mod problem;
 mod service;
@@ -16,7 +23,8 @@ pub mod verdict;
 
 pub use body::{RequestBody, ResponseBody};
 pub use extract::{Fingerprinter, KeySource, Scope};
+pub use future::ResponseFuture;
 pub use layer::IdempotencyLayer;
 pub use problem::Refusal;
-pub use service::{Idempotency, ResponseFuture};
+pub use service::Idempotency;
 pub use takeover::{Probed, Takeover};

@@ -1,0 +1,116 @@
+//! What a handler's answer makes of its operation: what is recorded, and what is sent.
+
+use bytes::Bytes;
+use http::{HeaderValue, Response, StatusCode, header::CONTENT_TYPE, response};
+use http_body::Body;
+
+use super::{
+    body::{self, Collected, ResponseBody},
+    codec,
+    config::Config,
+    verdict::Verdict,
+};
+use crate::{engine::Ending, record::Payload};
+
+/// Judges the handler's answer, and makes ready what is recorded and what is sent.
+pub(super) async fn answered<B, E>(
+    config: &Config,
+    head: bool,
+    response: Response<B>,
+) -> (Ending, Result<Response<ResponseBody<B>>, E>)
+where
+    B: Body<Data = Bytes>,
+    B::Error: Send + 'static,
+{
+    let (parts, body) = response.into_parts();
+    if is_stream(&parts) {
+        let ending = not_replayable(config, &parts);
+        return (
+            ending,
+            Ok(Response::from_parts(parts, ResponseBody::untouched(body))),
+        );
+    }
+    // An answer that has no body by its nature may have a length all the same, or may not: a
+    // replay is to have one only if the first answer had (U22).
+    let bodiless = head
+        || matches!(
+            parts.status,
+            StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED
+        );
+    let exact = !bodiless || body.size_hint().exact().is_some();
+    let (limit, timeout) = (config.response_limit, config.response_timeout);
+    let (ending, body) = match body::collect(body, limit, timeout, config.engine.work().bytes())
+        .await
+    {
+        Collected::Whole {
+            frames,
+            trailers,
+            permit,
+        } => {
+            let ending = match (config.judge)(&parts, trailers.as_ref()) {
+                Verdict::Completed => {
+                    let cookies = config.replay_set_cookie;
+                    let encoded = codec::encode(&parts, &frames, trailers.as_ref(), exact, cookies);
+                    Ending::Completed(encoded.unwrap_or_else(|| bare(&parts)))
+                }
+                Verdict::Rejected => Ending::Rejected,
+                Verdict::Failed => Ending::Failed,
+            };
+            let body = ResponseBody::buffered(frames, trailers, exact, Some(permit));
+            (ending, body)
+        }
+        Collected::Partial {
+            frames,
+            rest,
+            permit,
+        } => (
+            not_replayable(config, &parts),
+            ResponseBody::passed_on(frames, rest, permit),
+        ),
+        Collected::Broken {
+            frames,
+            error,
+            permit,
+        } => (Ending::Failed, ResponseBody::broken(frames, error, permit)),
+    };
+    (ending, Ok(Response::from_parts(parts, body)))
+}
+
+/// The probe's answer, to be recorded and sent as if the handler had given it.
+pub(super) fn probed<B, E>(
+    config: &Config,
+    response: Response<Bytes>,
+) -> (Ending, Result<Response<ResponseBody<B>>, E>) {
+    let (parts, body) = response.into_parts();
+    let frames = [body];
+    let encoded = codec::encode(&parts, &frames, None, true, config.replay_set_cookie);
+    let ending = Ending::Completed(encoded.unwrap_or_else(|| bare(&parts)));
+    let [body] = frames;
+    let response = Response::from_parts(parts, ResponseBody::full(body));
+    (ending, Ok(response))
+}
+
+fn not_replayable(config: &Config, parts: &response::Parts) -> Ending {
+    match (config.judge)(parts, None) {
+        Verdict::Completed => Ending::Completed(bare(parts)),
+        Verdict::Rejected => Ending::Rejected,
+        Verdict::Failed => Ending::Failed,
+    }
+}
+
+fn bare(parts: &response::Parts) -> Payload {
+    Payload::not_replayable(parts.status.as_u16())
+}
+
+/// An answer that has no end to wait for: server-sent events, or an upgrade.
+fn is_stream(parts: &response::Parts) -> bool {
+    let events = |value: &HeaderValue| {
+        let media_type = value.as_bytes().split(|&b| b == b';').next();
+        media_type
+            .unwrap_or_default()
+            .trim_ascii()
+            .eq_ignore_ascii_case(b"text/event-stream")
+    };
+    parts.status == StatusCode::SWITCHING_PROTOCOLS
+        || parts.headers.get(CONTENT_TYPE).is_some_and(events)
+}

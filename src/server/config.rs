@@ -1,0 +1,133 @@
+//! The options of a layer, as its services use them, and the answers that they alone decide.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, request::Parts, response,
+};
+
+use super::{
+    body::ResponseBody,
+    codec,
+    extract::{self, Fingerprinter, KeySource, Scope},
+    problem::Refusal,
+    takeover::Takeover,
+    verdict::Verdict,
+};
+use crate::{
+    engine::Engine,
+    key::{IdempotencyKey, InvalidKey, StoreKey},
+    record::Payload,
+    telemetry::{self, Outcome, Reason},
+};
+
+/// What says whether an answer is a replay. Not in any standard; several public APIs use it.
+const REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
+
+pub(super) type Covers = Arc<dyn Fn(&Parts) -> bool + Send + Sync>;
+pub(super) type ValidateKey = Arc<dyn Fn(&IdempotencyKey) -> Result<(), InvalidKey> + Send + Sync>;
+pub(super) type Judge = Arc<dyn Fn(&response::Parts, Option<&HeaderMap>) -> Verdict + Send + Sync>;
+pub(super) type ReplayStatus = Arc<dyn Fn(StatusCode) -> StatusCode + Send + Sync>;
+pub(super) type OnRefusal = Arc<dyn Fn(&Refusal, Response<Bytes>) -> Response<Bytes> + Send + Sync>;
+
+/// The options of a layer, and what its services share.
+#[derive(Clone)]
+pub(super) struct Config {
+    pub(super) engine: Engine,
+    pub(super) scope: Scope,
+    pub(super) key: KeySource,
+    pub(super) key_required: bool,
+    pub(super) validate_key: Option<ValidateKey>,
+    pub(super) covers: Option<Covers>,
+    pub(super) prefix: String,
+    pub(super) scope_by_endpoint: bool,
+    pub(super) fingerprinter: Fingerprinter,
+    pub(super) judge: Judge,
+    pub(super) takeover: Takeover,
+    pub(super) replay_status: Option<ReplayStatus>,
+    pub(super) replay_set_cookie: bool,
+    pub(super) retry_after: Duration,
+    pub(super) body_limit: usize,
+    pub(super) body_timeout: Duration,
+    pub(super) response_limit: usize,
+    pub(super) response_timeout: Duration,
+    pub(super) buffer_limit: usize,
+    pub(super) docs_url: Option<String>,
+    pub(super) on_refusal: Option<OnRefusal>,
+}
+
+impl Config {
+    /// Upgrades are not requests with an answer that could be given again.
+    pub(super) fn covers(&self, parts: &Parts) -> bool {
+        let chosen = match &self.covers {
+            None => parts.method == Method::POST || parts.method == Method::PATCH,
+            Some(covers) => covers(parts),
+        };
+        chosen && !extract::is_upgrade(parts)
+    }
+
+    pub(super) fn refusal(&self, reason: Reason, key: Option<&IdempotencyKey>) -> Refusal {
+        Refusal::new(reason, key.cloned(), None, self.retry_after)
+    }
+
+    pub(super) fn invalid(&self, error: &InvalidKey) -> Refusal {
+        let detail = Some(error.to_string());
+        Refusal::new(Reason::KeyInvalid, None, detail, self.retry_after)
+    }
+
+    pub(super) fn validated(&self, key: IdempotencyKey) -> Result<IdempotencyKey, Refusal> {
+        if let Some(validate) = &self.validate_key {
+            validate(&key).map_err(|error| self.invalid(&error))?;
+        }
+        Ok(key)
+    }
+
+    pub(super) fn refused<B>(&self, refusal: &Refusal) -> Response<ResponseBody<B>> {
+        let response = refusal.response(self.docs_url.as_deref());
+        match &self.on_refusal {
+            None => response,
+            Some(on_refusal) => on_refusal(refusal, response),
+        }
+        .map(ResponseBody::full)
+    }
+
+    pub(super) fn replay<B>(&self, key: &StoreKey, payload: &Payload) -> Response<ResponseBody<B>> {
+        if !payload.is_replayable() {
+            let reason = Reason::NotReplayable;
+            let response = self.refused(&self.refusal(reason, None));
+            return told(response, Some(key), Outcome::Refused(reason));
+        }
+        let answer = match codec::decode(payload) {
+            Ok(answer) => answer,
+            Err(error) => {
+                telemetry::unreadable(key, &error);
+                let reason = Reason::StoreUnavailable;
+                let response = self.refused(&self.refusal(reason, None));
+                return told(response, Some(key), Outcome::Refused(reason));
+            }
+        };
+        let body = ResponseBody::buffered(answer.body, answer.trailers, answer.exact, None);
+        let mut response = Response::new(body);
+        *response.status_mut() = match &self.replay_status {
+            Some(map) => map(answer.status),
+            None => answer.status,
+        };
+        *response.headers_mut() = answer.headers;
+        response
+            .headers_mut()
+            .insert(REPLAYED, HeaderValue::from_static("true"));
+        told(response, Some(key), Outcome::Replayed)
+    }
+}
+
+/// Puts the outcome where outer layers and logs find it.
+pub(super) fn told<B>(
+    mut response: Response<B>,
+    key: Option<&StoreKey>,
+    outcome: Outcome,
+) -> Response<B> {
+    telemetry::outcome(key, outcome);
+    response.extensions_mut().insert(outcome);
+    response
+}
