@@ -106,16 +106,16 @@ impl Running {
         poll_fn(|cx| {
             let polled = work.as_mut().poll(cx);
             if polled.is_pending() {
-                self.keep_renewing();
+                self.keep_renewing(First::Regular);
             }
             polled
         })
         .await
     }
 
-    fn keep_renewing(&mut self) {
+    fn keep_renewing(&mut self, first: First) {
         if self.renewal.is_none() {
-            let task = Handle::current().spawn(keep_renewing(self.execution.clone()));
+            let task = Handle::current().spawn(keep_renewing(self.execution.clone(), first));
             self.renewal = Some(Renewal(task.abort_handle()));
         }
     }
@@ -139,12 +139,13 @@ impl Running {
         // is renewed beside it: a renewal would come after the end, and find nothing to renew.
         match options.store_timeout.saturating_mul(2) < options.lease {
             true => self.renewal = None,
-            false => self.keep_renewing(),
+            false => self.keep_renewing(First::Soon),
         }
         if let Ok(Some(ended)) = timeout_at(budget, self.record(&mut ending)).await {
             return ended;
         }
-        self.keep_renewing();
+        // Half of the lease may be over by now, after a third of it was over before.
+        self.keep_renewing(First::Soon);
         let mut recording = Box::pin(self.keep_recording(ending));
         if let Ok(ended) = timeout_at(budget, &mut recording).await {
             return ended;
@@ -239,14 +240,26 @@ impl Running {
     }
 }
 
+/// When the lease is renewed first.
+enum First {
+    /// After a third of it: it has just begun.
+    Regular,
+    /// After a tenth of it: nobody knows how much of it is left.
+    Soon,
+}
+
 /// Renews the lease each third of it, and sooner again after an error.
-async fn keep_renewing(execution: Execution) {
+async fn keep_renewing(execution: Execution, first: First) {
     let options = execution.engine().options();
     let regular = (options.lease / 3).max(SHORTEST_PAUSE);
     let hurried = (options.lease / 10).clamp(SHORTEST_PAUSE, Duration::from_secs(1));
     // A renewal that hangs must leave time for another one.
     let limit = options.store_timeout.min(regular);
-    let (mut pause, mut gone) = (regular, false);
+    let mut gone = false;
+    let mut pause = match first {
+        First::Regular => regular,
+        First::Soon => hurried,
+    };
     loop {
         sleep(pause).await;
         pause = match execution.renew(None, limit).await {
