@@ -59,6 +59,7 @@ async fn p8_u13_a_store_that_cannot_be_asked_refuses() {
         Fault::AnswerLost,
         Fault::AnswerHangs,
         Fault::Corrupt,
+        Fault::Panics,
     ] {
         let bench = Bench::new();
         bench.store.next(Op::Claim, fault);
@@ -91,6 +92,56 @@ async fn p8_the_late_release_touches_nobody_else() {
     bench.layer.drain().await;
     assert_eq!(bench.store.count(Op::GiveBack), 1);
     assert_eq!(bench.send("k", "b").await.0, Outcome::Replayed);
+}
+
+/// P8: giving back is tried again until it succeeds, with pauses that grow.
+#[tokio::test(start_paused = true)]
+async fn p8_giving_back_is_tried_again() {
+    for fault in [Fault::Lost, Fault::Panics] {
+        let bench = Bench::new();
+        bench.store.next(Op::Claim, Fault::AnswerLost);
+        bench.store.always(Op::GiveBack, fault);
+        assert_eq!(bench.send("k", "b").await.1.status.as_u16(), 503);
+        tokio::time::sleep(Duration::from_secs(20)).await;
+        let (outcome, _) = bench.send("k", "b").await;
+        assert_eq!(outcome, Outcome::Refused(Reason::InProgress));
+        let tries = bench.store.count(Op::GiveBack);
+        assert!((3..=10).contains(&tries), "{tries} tries in 20 s");
+        bench.store.mend();
+        tokio::time::sleep(Duration::from_secs(6)).await;
+        let (outcome, _) = bench.send("k", "b").await;
+        assert_eq!((outcome, bench.effects.count()), (Outcome::Completed, 1));
+    }
+}
+
+/// P8, P9: and it ends with the lease. No more than 100 claims are given back at once; the others'
+/// keys are free when their leases end.
+#[tokio::test(start_paused = true)]
+async fn p8_p9_giving_back_is_bounded() {
+    let bench = Bench::new();
+    bench.store.always(Op::Claim, Fault::AnswerLost);
+    bench.store.always(Op::GiveBack, Fault::Hangs);
+    for key in 0..101 {
+        let (_, refused) = bench.send(&key.to_string(), "b").await;
+        assert_eq!(refused.status, StatusCode::SERVICE_UNAVAILABLE);
+    }
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert_eq!(bench.store.count(Op::GiveBack), 100);
+    let start = Instant::now();
+    bench.layer.drain().await;
+    let left = start.elapsed().as_secs();
+    assert!((25..=35).contains(&left), "over after {left} s");
+
+    // And so again in the next outage.
+    let before = bench.store.count(Op::GiveBack);
+    bench.store.mend();
+    bench.store.next(Op::Claim, Fault::AnswerLost);
+    bench.send("another", "b").await;
+    bench.layer.drain().await;
+    assert_eq!(bench.store.count(Op::GiveBack), before + 1);
+    for key in ["another", "100"] {
+        assert_eq!(bench.send(key, "b").await.0, Outcome::Completed);
+    }
 }
 
 /// U13: what is recorded is not executed again because a reading failed.
@@ -169,6 +220,7 @@ async fn p3_recording_is_tried_again() {
         Fault::AnswerLost,
         Fault::Hangs,
         Fault::AnswerHangs,
+        Fault::Panics,
     ] {
         let bench = Bench::new();
         bench.store.next(Op::Complete, fault);
@@ -184,7 +236,7 @@ async fn p3_recording_is_tried_again() {
 /// key is held, beyond the lease too, and nothing runs again.
 #[tokio::test(start_paused = true)]
 async fn p3_past_the_budget_recording_goes_on_in_the_background() {
-    for fault in [Fault::Lost, Fault::Hangs] {
+    for fault in [Fault::Lost, Fault::Hangs, Fault::Panics] {
         let bench = Bench::new();
         bench.store.always(Op::Complete, fault);
         let start = Instant::now();
@@ -202,6 +254,79 @@ async fn p3_past_the_budget_recording_goes_on_in_the_background() {
         assert_eq!((outcome, again.text()), (Outcome::Replayed, "effect 1"));
         assert_eq!(bench.effects.count(), 1);
     }
+}
+
+/// P3: the budget is that of the whole recording, its first try included.
+#[tokio::test(start_paused = true)]
+async fn p3_the_budget_covers_the_first_try() {
+    let bench = Bench::new().with(|layer| {
+        layer
+            .store_timeout(Duration::from_secs(60))
+            .record_timeout(Duration::from_secs(1))
+    });
+    bench.store.next(Op::Complete, Fault::Hangs);
+    let start = Instant::now();
+    let (outcome, first) = bench.send("k", "b").await;
+    assert_eq!((outcome, first.text()), (Outcome::Unrecorded, "effect 1"));
+    assert_eq!(start.elapsed(), Duration::from_secs(1));
+    bench.layer.drain().await;
+    assert_eq!(bench.send("k", "b").await.0, Outcome::Replayed);
+}
+
+/// P1, P3: the lease is kept while the record is tried, whatever its length is beside the deadline
+/// of a store call, and whenever in it the handler ends.
+#[tokio::test(start_paused = true)]
+async fn p1_p3_the_lease_is_kept_while_the_record_is_tried() {
+    for lease in [
+        1_000, 3_999, 4_000, 4_001, 5_000, 6_000, 6_001, 7_000, 30_000,
+    ] {
+        for ran in [0, 1, 33, 65, 99] {
+            let lease = Duration::from_millis(lease);
+            let bench = Bench::new().with(|layer| layer.lease(lease));
+            bench.store.always(Op::Complete, Fault::Hangs);
+            let handler = move |_: Handled| async move {
+                tokio::time::sleep(lease * ran / 100).await;
+                answer(201, "done")
+            };
+            let mut service = bench.layer.layer(service_fn(handler));
+            let first = tokio::spawn(service.ready().await.unwrap().call(post("k", "b")));
+            for _ in 0..60 {
+                tokio::time::sleep(lease / 20).await;
+                let (outcome, _) = bench.send("k", "b").await;
+                let held = Outcome::Refused(Reason::InProgress);
+                assert_eq!(outcome, held, "{lease:?}, ended after {ran} % of it");
+            }
+            first.await.unwrap().unwrap();
+            bench.store.mend();
+            bench.layer.drain().await;
+            assert_eq!(bench.send("k", "b").await.0, Outcome::Replayed);
+            assert_eq!(bench.effects.count(), 0);
+        }
+    }
+}
+
+/// U36, P9: answers that wait to be recorded in the background count among the buffered bytes, so
+/// an outage of the store cannot fill the memory with them.
+#[tokio::test(start_paused = true)]
+async fn u36_p9_answers_that_wait_to_be_recorded_are_bounded() {
+    let bench = Bench::new().with(|layer| layer.buffer_limit(1_000));
+    bench.store.always(Op::Complete, Fault::Lost);
+    let handler = |_: Handled| async { answer(201, "x".repeat(1_000)) };
+    let service = bench.layer.layer(service_fn(handler));
+    let first = service.clone().oneshot(post("k", "b")).await.unwrap();
+    assert_eq!(first.extensions().get(), Some(&Outcome::Unrecorded));
+    assert_eq!(read(first).await.body.len(), 1_000);
+
+    let (outcome, refused) = bench.send("another", "b").await;
+    assert_eq!(outcome, Outcome::Refused(Reason::Overloaded));
+    assert_eq!(refused.status, StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(refused.problem(), "overloaded");
+
+    bench.store.mend();
+    bench.layer.drain().await;
+    assert_eq!(bench.send("another", "b").await.0, Outcome::Completed);
+    let again = read(service.oneshot(post("k", "b")).await.unwrap()).await;
+    assert_eq!((again.is_replay(), again.body.len()), (true, 1_000));
 }
 
 /// P3: recording late beats executing twice: the record is made anew where the store lost it.
@@ -256,7 +381,7 @@ async fn p3_a_corrupt_record_does_not_hold_the_answer_up() {
 #[tokio::test(start_paused = true)]
 async fn p3_u03_failures_and_rejections_are_tried_again_too() {
     for (status, op) in [(500, Op::Fail), (422, Op::Release)] {
-        for fault in [Fault::Lost, Fault::AnswerLost, Fault::Hangs] {
+        for fault in [Fault::Lost, Fault::AnswerLost, Fault::Hangs, Fault::Panics] {
             let bench = Bench::new();
             bench.store.next(op, fault);
             let handler = move |_: Handled| async move { answer(status, "no") };
@@ -301,6 +426,33 @@ async fn p1_u23_a_long_execution_keeps_its_key() {
         tokio::time::sleep(lease * 3).await;
         assert_eq!(bench.store.count(Op::Renew), renewals);
         assert_eq!(bench.effects.count(), 0);
+    }
+}
+
+/// P1: a renewal that hangs, or panics, leaves time for another one within the lease, however long
+/// that is.
+#[tokio::test(start_paused = true)]
+async fn p1_u23_a_renewal_that_hangs_does_not_lose_the_lease() {
+    for lease in [100, 1_000, 3_000, 6_000, 30_000] {
+        for fault in [Fault::Hangs, Fault::Panics] {
+            let lease = Duration::from_millis(lease);
+            let bench = Bench::new().with(|layer| layer.lease(lease));
+            let handler = move |_: Handled| async move {
+                tokio::time::sleep(lease * 3).await;
+                answer(201, "late")
+            };
+            bench.store.next(Op::Renew, fault);
+            let mut service = bench.layer.layer(service_fn(handler));
+            let first = tokio::spawn(service.ready().await.unwrap().call(post("k", "b")));
+            for _ in 0..59 {
+                tokio::time::sleep(lease / 20).await;
+                let (outcome, _) = bench.send("k", "b").await;
+                let held = Outcome::Refused(Reason::InProgress);
+                assert_eq!(outcome, held, "{lease:?} {fault:?}");
+            }
+            assert_eq!(first.await.unwrap().unwrap().status(), StatusCode::CREATED);
+            assert_eq!(bench.effects.count(), 0);
+        }
     }
 }
 
@@ -375,6 +527,38 @@ async fn p6_superseded_by_one_that_still_runs() {
     );
     let again = service.oneshot(post("k", "b")).await.unwrap();
     assert_eq!(read(again).await.text(), "attempt 2");
+}
+
+/// P6, U06: one that was superseded by an answer that cannot be replayed says so, as any later
+/// request with the key is told.
+#[tokio::test(start_paused = true)]
+async fn p6_u06_superseded_by_an_answer_that_cannot_be_replayed() {
+    let bench = Bench::new().with(|layer| layer.response_limit(10));
+    let handler = |request: Handled| async move {
+        match request.extensions().get::<Execution>().unwrap().attempt() {
+            1 => {
+                tokio::time::sleep(Duration::from_secs(60)).await;
+                answer(201, "short")
+            }
+            _ => answer(201, "x".repeat(100)),
+        }
+    };
+    let mut service = bench.layer.layer(service_fn(handler));
+    bench.store.always(Op::Renew, Fault::Lost);
+    let stale = tokio::spawn(service.ready().await.unwrap().call(post("k", "b")));
+    tokio::time::sleep(Duration::from_secs(40)).await;
+    let newer = service.ready().await.unwrap().call(post("k", "b")).await;
+    let newer = newer.unwrap();
+    assert_eq!(newer.extensions().get(), Some(&Outcome::NotReplayable));
+
+    let stale = stale.await.unwrap().unwrap();
+    let expected = Outcome::Refused(Reason::NotReplayable);
+    assert_eq!(stale.extensions().get(), Some(&expected));
+    let stale = read(stale).await;
+    assert_eq!(stale.status, StatusCode::CONFLICT);
+    assert_eq!(stale.problem(), "not-replayable");
+    assert!(!stale.headers.contains_key("retry-after"));
+    assert_eq!(bench.send("k", "b").await.0, expected);
 }
 
 /// U11: a fresh request costs two store calls; replay, conflict and mismatch cost one.

@@ -54,6 +54,8 @@ pub(crate) enum Fault {
     Corrupt,
     /// It fails as full.
     Full,
+    /// It does nothing, and panics.
+    Panics,
     /// It takes effect, and then waits for [`Scripted::open`].
     AnswerHeld,
 }
@@ -146,6 +148,7 @@ impl Scripted {
                 return Err(StoreError::corrupt("scripted", "as the test wants it"));
             }
             Some(Fault::Full) => return Err(StoreError::Full { store: "scripted" }),
+            Some(Fault::Panics) => panic!("the store panics, as the test wants it"),
             _ => {}
         }
         if self.0.yields {
