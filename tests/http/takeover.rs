@@ -4,19 +4,25 @@
 //! may detach nothing.
 
 use std::{
+    future::Pending,
     sync::{Arc, Mutex},
+    task::{Context, Poll},
     time::Duration,
 };
 
+use bytes::Bytes;
 use futures::poll;
-use http::{Response, StatusCode};
+use http::{Request, Response, StatusCode};
+use http_body_util::Full;
 use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_idempotency::{
-    CheckpointError, Entry, Execution, IdempotencyLayer, Outcome, Probed, Reason, Store,
-    StoreError, Takeover,
+    CheckpointError, Entry, Execution, IdempotencyLayer, Outcome, Probed, Reason, RequestBody,
+    Store, StoreError, Takeover,
 };
 
-use crate::support::{Effects, Handled, Op, Scripted, answer, layer, post, read};
+use crate::support::{
+    Effects, Fault, Handled, Op, Scripted, YieldingBody, answer, layer, post, read,
+};
 
 fn execution(request: &Handled) -> Execution {
     request.extensions().get::<Execution>().unwrap().clone()
@@ -201,6 +207,188 @@ async fn p5_a_probe_decides() {
     assert_eq!(seen, [(4, Entry::Takeover, Some("step 1".into()))]);
 }
 
+/// Why nothing ran under a claim that was granted.
+#[derive(Clone, Copy, Debug)]
+enum NothingRan {
+    AnswerLost,
+    AnswerHangs,
+    CallerLeft,
+    NotReady,
+    ReadinessPanics,
+}
+
+/// Ready when it is asked first, and then not any more.
+#[derive(Clone)]
+struct ReadyOnce {
+    asked: Effects,
+    panics: bool,
+}
+
+impl Service<Request<RequestBody<YieldingBody>>> for ReadyOnce {
+    type Response = Response<Full<Bytes>>;
+    type Error = &'static str;
+    type Future = Pending<Result<Self::Response, Self::Error>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        match self.asked.add() {
+            1 => Poll::Ready(Ok(())),
+            _ if self.panics => panic!("when asked whether it is ready"),
+            _ => Poll::Ready(Err("not ready")),
+        }
+    }
+
+    fn call(&mut self, _: Request<RequestBody<YieldingBody>>) -> Self::Future {
+        unreachable!("it was not ready")
+    }
+}
+
+impl NothingRan {
+    /// Has a claim granted under which nothing runs.
+    async fn claim(self, layer: &IdempotencyLayer<Scripted>) {
+        let store = layer.store();
+        match self {
+            Self::AnswerLost | Self::AnswerHangs => {
+                let fault = match self {
+                    Self::AnswerLost => Fault::AnswerLost,
+                    _ => Fault::AnswerHangs,
+                };
+                store.next(Op::Claim, fault);
+                let (refused, ..) = send(layer, "k").await;
+                let reason = Reason::StoreUnavailable;
+                assert_eq!(outcome(&refused), Outcome::Refused(reason));
+            }
+            Self::CallerLeft => {
+                store.next(Op::Claim, Fault::AnswerHeld);
+                let mut call = Box::pin(send(layer, "k"));
+                assert!(poll!(call.as_mut()).is_pending());
+                drop(call);
+                store.open();
+            }
+            Self::NotReady | Self::ReadinessPanics => {
+                // A body that comes in pieces lets the ready service go.
+                let request = Request::post("/pay")
+                    .header("idempotency-key", "k")
+                    .body(YieldingBody::new(["b"]))
+                    .unwrap();
+                let service = layer.layer(ReadyOnce {
+                    asked: Effects::default(),
+                    panics: matches!(self, Self::ReadinessPanics),
+                });
+                match tokio::spawn(service.oneshot(request)).await {
+                    Ok(ended) => assert_eq!(ended.unwrap_err(), "not ready"),
+                    Err(panicked) => assert!(panicked.is_panic()),
+                }
+            }
+        }
+        layer.drain().await;
+    }
+}
+
+/// P4, P8: a claim under which nothing ran leaves the key as it was: free, failed or abandoned. So
+/// a takeover is one for the next claimant too, and the probe is asked. (A probe that cannot tell,
+/// or panics: `p5_a_probe_decides`.)
+#[tokio::test(start_paused = true)]
+async fn p5_p4_p8_a_claim_under_which_nothing_ran_is_given_back() {
+    for before in [Entry::First, Entry::Retry, Entry::Takeover] {
+        for why in [
+            NothingRan::AnswerLost,
+            NothingRan::AnswerHangs,
+            NothingRan::CallerLeft,
+            NothingRan::NotReady,
+            NothingRan::ReadinessPanics,
+        ] {
+            let (store, asked) = (Scripted::new(), Effects::default());
+            let base = layer(store.clone());
+            let layer = {
+                let asked = asked.clone();
+                base.clone().takeover(Takeover::probe(move |_, _| {
+                    asked.add();
+                    async { Probed::NotDone }
+                }))
+            };
+            match before {
+                Entry::First => {}
+                Entry::Retry => {
+                    let failing = service_fn(|_: Handled| async { answer(500, "no") });
+                    let failed = base.layer(failing).oneshot(post("k", "b")).await;
+                    assert_eq!(failed.unwrap().status().as_u16(), 500);
+                }
+                Entry::Takeover => {
+                    crash(&base, "k").await;
+                    past_the_lease().await;
+                }
+            }
+            why.claim(&layer).await;
+
+            let (stored, asked_before) = (store.store().len(), asked.count());
+            let (_, text, seen) = send(&layer, "k").await;
+            let times = asked.count() - asked_before;
+            let expected = match before {
+                Entry::First => (1, before, None),
+                Entry::Retry => (3, before, None),
+                Entry::Takeover => (3, before, Some("step 1".into())),
+            };
+            assert_eq!((text.as_str(), seen), ("ran", vec![expected]), "{why:?}");
+            assert_eq!(stored, usize::from(before != Entry::First), "{why:?}");
+            assert_eq!(times, usize::from(before == Entry::Takeover), "{why:?}");
+        }
+    }
+}
+
+/// U12: a renewal that comes after its attempt was given back, or has ended, revives nothing.
+#[tokio::test(start_paused = true)]
+async fn u12_p6_a_late_renewal_revives_nothing() {
+    let (late, asked) = (Arc::new(Mutex::new(None)), Effects::default());
+    let base = layer(Scripted::new());
+    let layer = {
+        let (late, asked) = (late.clone(), asked.clone());
+        base.clone().takeover(Takeover::probe(move |execution, _| {
+            *late.lock().unwrap() = Some(execution);
+            let times = asked.add();
+            async move {
+                match times {
+                    1 => Probed::Unknown,
+                    _ => Probed::Completed(Response::new("found".into())),
+                }
+            }
+        }))
+    };
+    let take = || late.lock().unwrap().take().unwrap();
+    crash(&base, "k").await;
+    past_the_lease().await;
+    let (refused, ..) = send(&layer, "k").await;
+    assert_eq!(outcome(&refused), Outcome::Refused(Reason::Abandoned));
+    let renewed = take().save_checkpoint("late").await;
+    assert!(matches!(
+        renewed,
+        Err(CheckpointError::Store(StoreError::Superseded))
+    ));
+    let (_, text, _) = send(&layer, "k").await;
+    assert_eq!((text.as_str(), asked.count()), ("found", 2));
+
+    for (status, next) in [
+        (500, Outcome::Completed),
+        (422, Outcome::Completed),
+        (201, Outcome::Replayed),
+    ] {
+        let key = format!("ends with {status}");
+        let ending = late.clone();
+        let handler = move |request: Handled| {
+            *ending.lock().unwrap() = Some(execution(&request));
+            async move { answer(status, "") }
+        };
+        let ended = layer.layer(service_fn(handler)).oneshot(post(&key, "b"));
+        assert_eq!(ended.await.unwrap().status().as_u16(), status);
+        let renewed = take().save_checkpoint("late").await;
+        assert!(matches!(
+            renewed,
+            Err(CheckpointError::Store(StoreError::Gone))
+        ));
+        let (again, ..) = send(&layer, &key).await;
+        assert_eq!(outcome(&again), next, "{status}");
+    }
+}
+
 /// Attempt and checkpoint outlive a failure; S30: a retry may come at once.
 #[tokio::test(start_paused = true)]
 async fn p5_s08_s30_a_failure_keeps_the_checkpoint() {
@@ -237,6 +425,8 @@ async fn p5_a_rejection_that_may_have_acted_counts_as_failed() {
         for _ in 0..2 {
             let no = service.clone().oneshot(post("k", "b")).await.unwrap();
             assert!(no.status() == first || no.status() == 422);
+            // `Rejected` would say that the key is free.
+            assert_eq!(no.extensions().get(), Some(&Outcome::Failed));
             let other = service.clone().oneshot(post("k", "other")).await.unwrap();
             let outcome = other.extensions().get();
             assert_eq!(outcome, Some(&Outcome::Refused(Reason::Mismatch)));
@@ -259,7 +449,7 @@ async fn p9_checkpoints_are_bounded_and_their_errors_are_told() {
                 execution.save_checkpoint("four").await.unwrap();
                 let large = execution.save_checkpoint("five!").await;
                 assert!(matches!(large, Err(CheckpointError::TooLarge { limit: 4 })));
-                store.next(Op::Renew, crate::support::Fault::Lost);
+                store.next(Op::Renew, Fault::Lost);
                 let lost = execution.save_checkpoint("lost").await;
                 assert!(matches!(
                     lost,
