@@ -5,10 +5,11 @@ use std::{convert::Infallible, task::Poll, time::Duration};
 use futures::{FutureExt, poll};
 use http::{Request, Response, StatusCode};
 use tower::{Layer, Service, ServiceExt, service_fn};
-use tower_idempotency::{OnConflict, RequestBody};
+use tower_idempotency::{OnConflict, Outcome, RequestBody};
 
 use crate::support::{
-    Effects, Fault, Handled, Op, Scripted, YieldingBody, answer, layer, post, read, yield_once,
+    Effects, Fault, Given, Handled, Op, Scripted, YieldingBody, answer, layer, post, read,
+    yield_once,
 };
 
 /// A handler that yields before its effect and after, over bodies that yield.
@@ -217,6 +218,91 @@ async fn u21_p4_drain_waits_for_what_runs_on() {
     drained.await;
     let retry = read(service.oneshot(post("c", "b")).await.unwrap()).await;
     assert!(retry.is_replay());
+}
+
+/// U21: a claim on its way is running work already: what it grants could run after the drain.
+#[tokio::test(start_paused = true)]
+async fn u21_drain_waits_for_a_claim_on_its_way() {
+    let store = Scripted::new();
+    store.next(Op::Claim, Fault::AnswerHeld);
+    let layer = layer(store.clone());
+    let mut service = layer.layer(service_fn(|_: Handled| async { answer(201, "done") }));
+    let mut call = Box::pin(service.ready().await.unwrap().call(post("k", "b")));
+    assert!(poll!(call.as_mut()).is_pending());
+    let mut drained = Box::pin(layer.drain());
+    assert!(poll!(drained.as_mut()).is_pending());
+    store.open();
+    assert_eq!(call.await.unwrap().status(), StatusCode::CREATED);
+    assert_eq!(poll!(drained.as_mut()), Poll::Ready(()));
+}
+
+/// Ends after a second.
+fn for_a_second(
+    effects: &Effects,
+) -> impl Fn(Handled) -> futures::future::BoxFuture<'static, Given> + Clone + use<> {
+    let effects = effects.clone();
+    move |_| {
+        let effects = effects.clone();
+        Box::pin(async move {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            effects.add();
+            answer(201, "done")
+        })
+    }
+}
+
+/// P3: detached work goes on recording in the place that it has, also where that was the last one.
+#[tokio::test(start_paused = true)]
+async fn p3_p4_detached_work_goes_on_recording_at_the_limit() {
+    let (store, effects) = (Scripted::new(), Effects::default());
+    let layer = layer(store.clone()).max_detached(1);
+    let mut service = layer.layer(service_fn(for_a_second(&effects)));
+    store.always(Op::Complete, Fault::Lost);
+    let mut call = Box::pin(service.ready().await.unwrap().call(post("k", "b")));
+    assert!(poll!(call.as_mut()).is_pending());
+    drop(call);
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    store.mend();
+    layer.drain().await;
+    let again = read(service.oneshot(post("k", "b")).await.unwrap()).await;
+    assert_eq!((again.is_replay(), effects.count()), (true, 1));
+}
+
+/// P3, P9: where there is no place to record in the background, the answer waits for its record.
+#[tokio::test(start_paused = true)]
+async fn p3_p9_without_a_place_the_answer_waits_for_its_record() {
+    let (store, effects) = (Scripted::new(), Effects::default());
+    let layer = layer(store.clone()).max_detached(0);
+    let service = layer.layer(service_fn(for_a_second(&effects)));
+    store.always(Op::Complete, Fault::Lost);
+    let call = tokio::spawn(service.clone().oneshot(post("k", "b")));
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert!(!call.is_finished());
+    store.mend();
+    let first = call.await.unwrap().unwrap();
+    assert_eq!(first.extensions().get(), Some(&Outcome::Completed));
+    let again = read(service.oneshot(post("k", "b")).await.unwrap()).await;
+    assert_eq!((again.is_replay(), effects.count()), (true, 1));
+}
+
+/// P4: claims that are given back after an outage take no places from executions.
+#[tokio::test(start_paused = true)]
+async fn p4_p9_giving_back_takes_no_place_from_executions() {
+    let (store, effects) = (Scripted::new(), Effects::default());
+    let layer = layer(store.clone()).max_detached(1);
+    let mut service = layer.layer(service_fn(for_a_second(&effects)));
+    let mut call = Box::pin(service.ready().await.unwrap().call(post("k", "b")));
+    assert!(poll!(call.as_mut()).is_pending());
+    for key in ["a", "b", "c"] {
+        store.next(Op::Claim, Fault::Lost);
+        let refused = service.ready().await.unwrap().call(post(key, "b")).await;
+        assert_eq!(refused.unwrap().status().as_u16(), 503);
+    }
+    drop(call);
+    layer.drain().await;
+    assert_eq!((effects.count(), store.count(Op::GiveBack)), (1, 3));
+    let again = read(service.oneshot(post("k", "b")).await.unwrap()).await;
+    assert!(again.is_replay());
 }
 
 /// P9: work beyond the limit is cut off, and its key is taken over after the lease.
