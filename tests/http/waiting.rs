@@ -1,12 +1,20 @@
 //! S03, U29, U30: waiting for a running duplicate.
 
-use std::{sync::Arc, time::Duration};
+use std::{convert::Infallible, sync::Arc, time::Duration};
 
-use futures::{future::join_all, poll};
-use http::StatusCode;
+use bytes::Bytes;
+use futures::{
+    StreamExt,
+    future::join_all,
+    poll,
+    stream::{self, BoxStream},
+};
+use http::{Request, StatusCode};
+use http_body::Frame;
+use http_body_util::StreamBody;
 use tokio::{sync::Semaphore, time::Instant};
-use tower::{Layer, Service, ServiceExt, service_fn};
-use tower_idempotency::{OnConflict, Outcome, Reason};
+use tower::{Layer, Service, ServiceExt, limit::ConcurrencyLimit, service_fn};
+use tower_idempotency::{OnConflict, RequestBody};
 
 use crate::support::{Effects, Fault, Given, Handled, Op, Scripted, answer, layer, post, read};
 
@@ -180,26 +188,101 @@ async fn p9_waiting_is_bounded() {
     assert_eq!(read(call.await.unwrap()).await.text(), "effect 1");
 }
 
-/// A wait that fails, or ends early, costs a pause and a claim, not a busy loop.
+/// Waits that fail: one of all waiters reads the record, with pauses that grow, and none of them
+/// claims again meanwhile. Also where the reading fails.
 #[tokio::test(start_paused = true)]
-async fn u30_a_wait_that_fails_does_not_spin() {
-    let (store, gate) = (Scripted::new(), Arc::new(Semaphore::new(0)));
-    let effects = Effects::default();
-    store.always(Op::Wait, Fault::Lost);
-    let layer = layer(store.clone()).on_conflict(OnConflict::Wait(Duration::from_secs(1)));
-    let service = layer.layer(service_fn(gated(&gate, &effects, created)));
-    let first = tokio::spawn(service.clone().oneshot(post("k", "b")));
-    tokio::task::yield_now().await;
-    let late = service.clone().oneshot(post("k", "b")).await.unwrap();
-    let outcome = late.extensions().get();
-    assert_eq!(outcome, Some(&Outcome::Refused(Reason::InProgress)));
-    assert!(
-        store.count(Op::Claim) <= 50,
-        "{} claims",
-        store.count(Op::Claim)
-    );
-    gate.add_permits(1);
-    first.await.unwrap().unwrap();
+async fn u30_waits_that_fail_do_not_storm() {
+    for (waits, gets) in [
+        (Fault::Lost, None),
+        (Fault::Panics, None),
+        (Fault::Lost, Some(Fault::Lost)),
+        (Fault::Corrupt, Some(Fault::Panics)),
+    ] {
+        let (store, gate) = (Scripted::new(), Arc::new(Semaphore::new(0)));
+        let effects = Effects::default();
+        store.always(Op::Wait, waits);
+        if let Some(gets) = gets {
+            store.always(Op::Get, gets);
+        }
+        let layer = layer(store.clone()).on_conflict(OnConflict::Wait(LIMIT));
+        let service = layer.layer(service_fn(gated(&gate, &effects, created)));
+        let calls = (0..200).map(|_| tokio::spawn(service.clone().oneshot(post("k", "b"))));
+        let calls: Vec<_> = calls.collect();
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        assert_eq!(store.count(Op::Claim), 200);
+        // 25 ms at first, then twice that, and 1 s at most; each time at least half of it.
+        for op in [Op::Wait, Op::Get] {
+            let asked = store.count(op);
+            assert!((10..=30).contains(&asked), "{op:?}: {asked} in 10 s");
+        }
+        gate.add_permits(1);
+        store.mend();
+        for call in calls {
+            assert_eq!(read(call.await.unwrap().unwrap()).await.text(), "effect 1");
+        }
+        assert_eq!((effects.count(), store.count(Op::Claim)), (1, 200));
+    }
+}
+
+/// A shared wait that hangs, because a message was lost or a connection is dead, does not hide the
+/// answer: the record is read every five seconds all the same.
+#[tokio::test(start_paused = true)]
+async fn u30_s03_a_wait_that_hangs_does_not_hide_the_answer() {
+    for fault in [Fault::Hangs, Fault::AnswerHangs] {
+        let (store, gate) = (Scripted::new(), Arc::new(Semaphore::new(0)));
+        let effects = Effects::default();
+        let layer = layer(store.clone()).on_conflict(OnConflict::Wait(LIMIT));
+        let service = layer.layer(service_fn(gated(&gate, &effects, created)));
+        store.always(Op::Wait, fault);
+        let calls = (0..3).map(|_| tokio::spawn(service.clone().oneshot(post("k", "b"))));
+        let calls: Vec<_> = calls.collect();
+        tokio::time::sleep(Duration::from_secs(11)).await;
+        assert_eq!((store.count(Op::Wait), store.count(Op::Get)), (3, 2));
+        let start = Instant::now();
+        gate.add_permits(1);
+        for call in calls {
+            assert_eq!(read(call.await.unwrap().unwrap()).await.text(), "effect 1");
+        }
+        let after = start.elapsed();
+        assert!(after <= Duration::from_secs(5), "{fault:?}: {after:?}");
+        assert_eq!((effects.count(), store.count(Op::Claim)), (1, 3));
+    }
+}
+
+/// Waiters behind a handler that fails each time run one after the other, and cost the store a few
+/// calls each, not one for each of the others.
+#[tokio::test(start_paused = true)]
+async fn s30_u30_waiters_of_a_failing_handler_do_not_storm() {
+    const WAITERS: usize = 500;
+    let (store, effects, at_once) = (Scripted::new(), Effects::default(), Effects::default());
+    let handler = {
+        let (effects, running) = (effects.clone(), Arc::new(Semaphore::new(1)));
+        let at_once = at_once.clone();
+        move |_: Handled| {
+            let (effects, at_once) = (effects.clone(), at_once.clone());
+            let running = running.clone();
+            async move {
+                let alone = running.try_acquire();
+                if alone.is_err() {
+                    at_once.add();
+                }
+                effects.add();
+                tokio::time::sleep(Duration::from_millis(10)).await;
+                answer(503, "no")
+            }
+        }
+    };
+    let layer = layer(store.clone()).on_conflict(OnConflict::Wait(LIMIT));
+    let service = layer.layer(service_fn(handler));
+    let calls = (0..WAITERS).map(|_| tokio::spawn(service.clone().oneshot(post("k", "b"))));
+    for answer in join_all(calls).await {
+        assert_eq!(answer.unwrap().unwrap().status().as_u16(), 503);
+    }
+    assert_eq!((effects.count(), at_once.count()), (WAITERS, 0));
+    for op in [Op::Claim, Op::Wait, Op::Get] {
+        let calls = store.count(op);
+        assert!(calls <= 3 * WAITERS, "{op:?}: {calls} calls");
+    }
 }
 
 /// Readiness: a waiting duplicate does not hold the place in a limited inner service that the
@@ -208,25 +291,62 @@ async fn u30_a_wait_that_fails_does_not_spin() {
 async fn u20_waiting_holds_no_place_in_the_inner_service() {
     let (gate, effects) = (Arc::new(Semaphore::new(0)), Effects::default());
     let layer = layer(Scripted::new()).on_conflict(OnConflict::Wait(LIMIT));
-    let third_time = |number| match number {
+    let first_time = |number| match number {
         1 => answer(503, "failure"),
         _ => created(number),
     };
-    let inner =
-        tower::limit::ConcurrencyLimit::new(service_fn(gated(&gate, &effects, third_time)), 2);
-    let service = layer.layer(inner);
+    let entered = Effects::default();
+    let handler = {
+        let (gated, entered) = (gated(&gate, &effects, first_time), entered.clone());
+        move |request| {
+            entered.add();
+            gated(request)
+        }
+    };
+    let service = layer.layer(ConcurrencyLimit::new(service_fn(handler), 2));
     let calls = (0..4).map(|_| tokio::spawn(service.clone().oneshot(post("k", "b"))));
     let calls: Vec<_> = calls.collect();
     tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(entered.count(), 1);
     // One place is held by the execution, and the other one is free though three wait.
     let other = tokio::spawn(service.clone().oneshot(post("other", "b")));
-    tokio::task::yield_now().await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!((entered.count(), effects.count()), (2, 0));
     gate.add_permits(3);
-    assert!(other.await.unwrap().unwrap().status().as_u16() >= 201);
+    assert_eq!(other.await.unwrap().unwrap().status(), StatusCode::CREATED);
     let mut failures = 0;
     for call in calls {
         failures += usize::from(call.await.unwrap().unwrap().status().is_server_error());
     }
-    assert!(failures <= 1);
-    assert_eq!(effects.count(), 3);
+    assert_eq!((failures, effects.count()), (1, 3));
+}
+
+/// Readiness: nor does a request whose body is still on its way.
+#[tokio::test(start_paused = true)]
+async fn u20_p9_a_slow_upload_holds_no_place_in_the_inner_service() {
+    type Upload = StreamBody<BoxStream<'static, Result<Frame<Bytes>, Infallible>>>;
+    let upload = |key: &str, sent: &Arc<Semaphore>| {
+        let sent = sent.clone();
+        let frame = async move {
+            sent.acquire().await.unwrap().forget();
+            Ok(Frame::data(Bytes::from("b")))
+        };
+        Request::post("/pay")
+            .header("idempotency-key", key)
+            .body(Upload::new(stream::once(frame).boxed()))
+            .unwrap()
+    };
+    let handler = |_: Request<RequestBody<Upload>>| async { answer(201, "done") };
+    let layer = layer(Scripted::new());
+    let service = layer.layer(ConcurrencyLimit::new(service_fn(handler), 1));
+    let (later, now) = (Arc::new(Semaphore::new(0)), Arc::new(Semaphore::new(1)));
+    let slow = tokio::spawn(service.clone().oneshot(upload("slow", &later)));
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let quick = tokio::spawn(service.oneshot(upload("quick", &now)));
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(quick.is_finished() && !slow.is_finished());
+    later.add_permits(1);
+    for call in [slow, quick] {
+        assert_eq!(call.await.unwrap().unwrap().status(), StatusCode::CREATED);
+    }
 }
