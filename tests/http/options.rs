@@ -5,10 +5,11 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use http::{Request, Response, StatusCode};
 use http_body_util::Full;
+use tokio::time::Instant;
 use tower::{Layer, ServiceExt, service_fn};
 use tower_idempotency::{
-    Execution, Fingerprinter, IdempotencyLayer, InvalidKey, KeySource, MemoryStore, Outcome,
-    Reason, Scope, Store,
+    Execution, Fingerprinter, IdempotencyLayer, InvalidKey, KeySource, MemoryStore, OnConflict,
+    Outcome, Reason, RequestBody, Scope, Store,
 };
 
 use crate::support::{Answer, Effects, Handled, answer, layer, post, read};
@@ -160,6 +161,40 @@ async fn u25_layers_that_share_a_store_keep_their_settings() {
         [refused(Reason::KeyMissing)]
     );
     assert_eq!(outcomes(&short, [unkeyed()]).await, [None]);
+}
+
+/// P1, U25: one request may pass two layers over one store, a router's and a route's, say. The inner
+/// one does not wait for the outer one, nor refuse; where it names its records otherwise, both
+/// record.
+#[tokio::test(start_paused = true)]
+async fn p1_u25_two_layers_over_one_store_on_one_path() {
+    for on_conflict in [
+        OnConflict::Reject,
+        OnConflict::Wait(Duration::from_secs(60)),
+    ] {
+        for (prefix, records) in [("idem", 1), ("other", 2)] {
+            let store = MemoryStore::new();
+            let outer = layer(store.clone()).on_conflict(on_conflict);
+            let effects = Effects::default();
+            let handler = {
+                let effects = effects.clone();
+                move |_: Request<RequestBody<RequestBody<Full<Bytes>>>>| {
+                    let number = effects.add();
+                    async move { answer(201, format!("effect {number}")) }
+                }
+            };
+            let inner = outer.clone().prefix(prefix).layer(service_fn(handler));
+            let service = outer.layer(inner);
+            let start = Instant::now();
+            for expected in [RAN, REPLAYED] {
+                let response = service.clone().oneshot(post("k", "b")).await.unwrap();
+                assert_eq!(response.extensions().get().copied(), expected);
+                assert_eq!(read(response).await.text(), "effect 1");
+            }
+            assert_eq!(start.elapsed(), Duration::ZERO);
+            assert_eq!((effects.count(), store.len()), (1, records));
+        }
+    }
 }
 
 /// S05: records expire after 24 hours by default, and the key can be used again, for any payload.
@@ -441,9 +476,11 @@ async fn i04_headers_are_not_compared() {
 #[test]
 fn nonsense_is_refused_where_it_is_set() {
     let fresh = || layer(MemoryStore::new());
-    let nonsense: [fn(IdempotencyLayer<MemoryStore>) -> IdempotencyLayer<MemoryStore>; 3] = [
+    let nonsense: [fn(IdempotencyLayer<MemoryStore>) -> IdempotencyLayer<MemoryStore>; 5] = [
         |layer| layer.ttl(Duration::ZERO),
+        |layer| layer.ttl(Duration::from_nanos(999_999)),
         |layer| layer.lease(Duration::ZERO),
+        |layer| layer.lease(Duration::from_nanos(999_999)),
         |layer| layer.docs_url("not a url\n"),
     ];
     for set in nonsense {
@@ -451,6 +488,29 @@ fn nonsense_is_refused_where_it_is_set() {
         let set = std::panic::AssertUnwindSafe(|| set(fresh));
         assert!(std::panic::catch_unwind(set).is_err());
     }
+}
+
+/// U23, S05: short times are times: a lease of a few milliseconds is held, and renewed, for as long
+/// as the handler runs; a record that lives for one is replayed until it expires.
+#[tokio::test(start_paused = true)]
+async fn u23_s05_short_times_are_kept() {
+    let (ttl, lease) = (Duration::from_millis(1), Duration::from_millis(10));
+    let layer = layer(MemoryStore::new()).ttl(ttl).lease(lease);
+    let handler = |_: Handled| async {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        answer(201, "done")
+    };
+    let service = layer.layer(service_fn(handler));
+    let first = tokio::spawn(service.oneshot(post("k", "b")));
+    for _ in 0..49 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        let seen = outcomes(&layer, [post("k", "b")]).await;
+        assert_eq!(seen, [refused(Reason::InProgress)]);
+    }
+    assert_eq!(first.await.unwrap().unwrap().status(), StatusCode::CREATED);
+    assert_eq!(outcomes(&layer, [post("k", "b")]).await, [REPLAYED]);
+    tokio::time::sleep(ttl).await;
+    assert_eq!(outcomes(&layer, [post("k", "b")]).await, [RAN]);
 }
 
 /// Limits and times that are meant as none overflow nothing.
@@ -467,7 +527,7 @@ async fn endless_times_overflow_nothing() {
         .body_limit(usize::MAX)
         .response_limit(usize::MAX)
         .buffer_limit(usize::MAX)
-        .on_conflict(tower_idempotency::OnConflict::Wait(Duration::MAX));
+        .on_conflict(OnConflict::Wait(Duration::MAX));
     let requests = || [post("k", "b"), post("k", "b"), post("k", "c")];
     let seen = outcomes(&endless, requests()).await;
     assert_eq!(seen, [RAN, REPLAYED, refused(Reason::Mismatch)]);
