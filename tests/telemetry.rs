@@ -15,7 +15,7 @@ use std::{
 
 use futures::poll;
 use tower::{Layer, Service, ServiceExt, service_fn};
-use tower_idempotency::{Execution, Outcome, Reason, Store};
+use tower_idempotency::{Execution, OnConflict, Outcome, Reason, Store};
 use tracing::Instrument;
 
 use support::{Fault, Handled, Op, Scripted, answer, layer, post};
@@ -239,6 +239,33 @@ async fn u18_an_unreadable_record_is_reported() {
         assert_eq!(outcome, Some(&Outcome::Refused(Reason::StoreUnavailable)));
     }
     assert_eq!(log.lines_with("cannot be read"), 2, "{}", log.text());
+}
+
+/// U30: a wait that goes on failing is told once, not with each poll and each waiter.
+#[tokio::test(start_paused = true)]
+async fn u30_a_failing_wait_is_told_once() {
+    let log = Log::collect();
+    let store = Scripted::new();
+    store.always(Op::Wait, Fault::Lost);
+    store.always(Op::Get, Fault::Lost);
+    let layer = layer(store.clone()).on_conflict(OnConflict::Wait(Duration::from_secs(30)));
+    let handler = |_: Handled| async {
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        answer(201, "done")
+    };
+    let service = layer.layer(service_fn(handler));
+    let _first = tokio::spawn(service.clone().oneshot(post("k", "b")));
+    tokio::task::yield_now().await;
+    let waiters = (0..10).map(|_| service.clone().oneshot(post("k", "b")));
+    for waited in futures::future::join_all(waiters).await {
+        assert_eq!(waited.unwrap().status().as_u16(), 409);
+    }
+    assert!(store.count(Op::Get) >= 10);
+    let told = (
+        log.lines_with("operation=\"wait\""),
+        log.lines_with("operation=\"get\""),
+    );
+    assert_eq!(told, (1, 0), "{}", log.text());
 }
 
 /// The span of the request goes with the work when its caller leaves.
