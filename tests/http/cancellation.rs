@@ -236,6 +236,23 @@ async fn u21_drain_waits_for_a_claim_on_its_way() {
     assert_eq!(poll!(drained.as_mut()), Poll::Ready(()));
 }
 
+/// U21: a request that waits for an execution of another process runs nothing, and is not waited
+/// for.
+#[tokio::test(start_paused = true)]
+async fn u21_drain_does_not_wait_for_waiters() {
+    let (store, effects) = (Scripted::new(), Effects::default());
+    let elsewhere = layer(store.clone()).layer(service_fn(for_a_second(&effects)));
+    let running = tokio::spawn(elsewhere.oneshot(post("k", "b")));
+    tokio::task::yield_now().await;
+    let here = layer(store).on_conflict(OnConflict::Wait(Duration::from_secs(60)));
+    let mut service = here.layer(service_fn(for_a_second(&effects)));
+    let mut waiting = Box::pin(service.ready().await.unwrap().call(post("k", "b")));
+    assert!(poll!(waiting.as_mut()).is_pending());
+    assert!(here.drain().now_or_never().is_some());
+    assert!(read(waiting.await.unwrap()).await.is_replay());
+    assert!(!read(running.await.unwrap().unwrap()).await.is_replay());
+}
+
 /// Ends after a second.
 fn for_a_second(
     effects: &Effects,
