@@ -312,9 +312,10 @@ impl<S: ?Sized> IdempotencyLayer<S> {
     ///
     /// # Panics
     ///
-    /// If it is less than a millisecond.
+    /// If it is less than ten milliseconds: timers count in whole ones, and could not keep it.
     pub fn lease(self, lease: Duration) -> Self {
-        assert!(lease >= SHORTEST, "the lease is less than a millisecond");
+        let shortest = 10 * SHORTEST;
+        assert!(lease >= shortest, "the lease is less than ten milliseconds");
         self.set(|config| config.engine.options_mut().lease = lease)
     }
 

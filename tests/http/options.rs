@@ -480,7 +480,7 @@ fn nonsense_is_refused_where_it_is_set() {
         |layer| layer.ttl(Duration::ZERO),
         |layer| layer.ttl(Duration::from_nanos(999_999)),
         |layer| layer.lease(Duration::ZERO),
-        |layer| layer.lease(Duration::from_nanos(999_999)),
+        |layer| layer.lease(Duration::from_micros(9_999)),
         |layer| layer.docs_url("not a url\n"),
     ];
     for set in nonsense {
