@@ -240,6 +240,9 @@ pub fn release(
 /// An abandoned record has no owner afterwards, and a renewal that is still on its way cannot
 /// revive it. Where the store lost the record the reply is `Ok`. Giving back again changes
 /// nothing; after a takeover the reply is then [`Refused::Superseded`].
+///
+/// The owner that was taken over from is refused afterwards too, though nobody ran since: it was
+/// silent beyond its lease, and the next claimant may be asking what became of it (P6).
 pub fn give_back(
     record: Option<&Record>,
     now: Timestamp,

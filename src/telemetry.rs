@@ -129,7 +129,7 @@ impl fmt::Display for Reason {
 }
 
 pub(crate) use events::{
-    Span, claimed, detached_limit, outcome, store_error, superseded, unreadable,
+    Span, claimed, detached_limit, not_given_back, outcome, store_error, superseded, unreadable,
 };
 
 #[cfg(feature = "tracing")]
@@ -200,6 +200,15 @@ mod events {
         );
     }
 
+    pub(crate) fn not_given_back(key: &StoreKey) {
+        event!(
+            target: TARGET,
+            Level::WARN,
+            key = key.log_id(),
+            "too many claims without an answer: this one, if it was granted, is not given back"
+        );
+    }
+
     pub(crate) fn detached_limit() {
         event!(
             target: TARGET,
@@ -246,6 +255,7 @@ mod events {
     pub(crate) fn store_error(_: &StoreKey, _: &'static str, _: &StoreError) {}
     pub(crate) fn unreadable(_: &StoreKey, _: &(dyn std::error::Error + 'static)) {}
     pub(crate) fn superseded(_: &StoreKey) {}
+    pub(crate) fn not_given_back(_: &StoreKey) {}
     pub(crate) fn detached_limit() {}
 
     #[derive(Clone, Debug)]

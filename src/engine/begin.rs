@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::{
     runtime::Handle,
-    time::{Instant, sleep, timeout_at},
+    time::{Instant, sleep, timeout, timeout_at},
 };
 
 use crate::{
@@ -103,11 +103,11 @@ impl Engine {
                 let found = self.waits().join(self, key, token).await;
                 match found.and_then(|found| answer(found, &fingerprint)) {
                     Some(payload) => Err(payload),
-                    None => Ok(self.waits().turn(key).await),
+                    None => Ok(timeout(PATIENCE, self.waits().turn(key)).await.ok()),
                 }
             };
             turn = match timeout_at(until, waited).await {
-                Ok(Ok(turn)) => Some(turn),
+                Ok(Ok(turn)) => turn,
                 Ok(Err(payload)) => return completed(payload),
                 Err(_) => return Begin::Refuse(Reason::InProgress),
             };
@@ -120,10 +120,12 @@ impl Engine {
             return Begin::Refuse(Reason::Overloaded);
         }
         if let StoreError::Unavailable { .. } = error {
-            self.give_back_later(key, request);
             if self.options().fail_open {
+                // The work runs, so a claim that was granted unheard is not given back: until its
+                // lease ends it keeps duplicates out.
                 return Begin::Unprotected;
             }
+            self.give_back_later(key, request);
         }
         Begin::Refuse(Reason::StoreUnavailable)
     }
@@ -134,7 +136,7 @@ impl Engine {
     /// nothing was claimed, nothing of this owner's is found, and nothing changes.
     fn give_back_later(&self, key: &StoreKey, request: &ClaimRequest) {
         let Some(counted) = self.work().release() else {
-            return;
+            return telemetry::not_given_back(key);
         };
         let lease = Lease {
             owner: request.owner,
@@ -146,14 +148,17 @@ impl Engine {
         let (engine, key) = (self.clone(), key.clone());
         Handle::current().spawn(async move {
             let options = engine.options();
-            let until = deadline(options.lease);
+            // Where nobody takes over, the end of the lease frees nothing.
+            let until = options.take_over.then(|| deadline(options.lease));
             // The claim may still be on its way.
             let mut pause = options.store_timeout.clamp(SHORTEST, LONGEST);
             loop {
                 sleep(pause).await;
                 let call = engine.store().give_back(&key, &lease, options.ttl);
                 match engine.ask(call).await {
-                    Err(StoreError::Unavailable { .. }) if Instant::now() < until => {
+                    Err(StoreError::Unavailable { .. })
+                        if until.is_none_or(|until| Instant::now() < until) =>
+                    {
                         pause = jittered((pause * 2).min(LONGEST));
                     }
                     // Superseded: the claim was not granted, and another one was.
@@ -165,6 +170,10 @@ impl Engine {
         });
     }
 }
+
+/// How long a waiter stands in line for its turn before it looks at the record again: another server
+/// may have completed it meanwhile.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The pauses between attempts to give a claim back.
 const SHORTEST: Duration = Duration::from_millis(50);

@@ -207,7 +207,13 @@ impl<Svc> Covered<Svc> {
             }
             Ended::Superseded(None) => Outcome::Superseded,
         };
-        // An error of the inner service has no extensions to tell the outcome in.
-        answer.map(|response| told(response, Some(&store_key), outcome))
+        match answer {
+            Ok(response) => Ok(told(response, Some(&store_key), outcome)),
+            // It has no extensions to tell the outcome in.
+            Err(error) => {
+                telemetry::outcome(Some(&store_key), outcome);
+                Err(error)
+            }
+        }
     }
 }

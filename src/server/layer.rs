@@ -188,6 +188,9 @@ impl<S: ?Sized> IdempotencyLayer<S> {
 
     /// Where the key comes from: by default the header `Idempotency-Key`, as a structured-field
     /// string or bare (I01).
+    ///
+    /// Set it where your clients send it elsewhere, or cannot send one at all
+    /// ([`KeySource::derived`]).
     pub fn key(self, source: KeySource) -> Self {
         self.set(|config| config.key = source)
     }
@@ -221,6 +224,9 @@ impl<S: ?Sized> IdempotencyLayer<S> {
     }
 
     /// What tells payloads apart: by default SHA-256 over method, path, query and body (I04).
+    ///
+    /// Set it where honest retries are not equal byte for byte, [`Fingerprinter::json`] say, or
+    /// where a plain checksum of the body tells too much, [`Fingerprinter::keyed`].
     pub fn fingerprint(self, fingerprinter: Fingerprinter) -> Self {
         self.set(|config| config.fingerprinter = fingerprinter)
     }
@@ -230,6 +236,9 @@ impl<S: ?Sized> IdempotencyLayer<S> {
 impl<S: ?Sized> IdempotencyLayer<S> {
     /// What an answer says about its operation: by default [`verdict::by_status`]. Another preset
     /// is [`verdict::record_errors`].
+    ///
+    /// Set it where your statuses mean something else: a 402 that must not be tried again under the
+    /// same key, say, or a 503 that is certain to come before any effect.
     ///
     /// It gets the head of the answer and its trailers, where there are any. A judge that panics
     /// counts as a handler that did.
@@ -242,6 +251,8 @@ impl<S: ?Sized> IdempotencyLayer<S> {
 
     /// Gives a replay another status than the recorded one, 200 for 201, say (S13). By default it
     /// keeps the recorded one (U27).
+    ///
+    /// Set it where clients are to tell a replay by its status; they can tell by its header.
     pub fn replay_status(
         self,
         map: impl Fn(StatusCode) -> StatusCode + Send + Sync + 'static,
@@ -321,12 +332,16 @@ impl<S: ?Sized> IdempotencyLayer<S> {
 
     /// What a request does that meets a running execution of its own key and payload: by default
     /// it is refused with 409 (S03).
+    ///
+    /// Set it where clients do not retry by themselves.
     pub fn on_conflict(self, on_conflict: OnConflict) -> Self {
         self.set(|config| config.engine.options_mut().on_conflict = on_conflict)
     }
 
     /// What a request does that meets an execution that went silent: by default it runs the
     /// handler again (P5).
+    ///
+    /// Set it where running twice is worse than not running, or where you can find out.
     pub fn takeover(self, takeover: Takeover) -> Self {
         self.set(|config| {
             config.engine.options_mut().take_over = takeover.runs();
@@ -345,18 +360,25 @@ impl<S: ?Sized> IdempotencyLayer<S> {
 
     /// What `Retry-After` says in refusals that a retry can mend: 1 second by default, in whole
     /// seconds and at least one.
+    ///
+    /// Set it to about what your handlers take.
     pub fn retry_after(self, retry_after: Duration) -> Self {
         self.set(|config| config.retry_after = retry_after)
     }
 
     /// The deadline of each call of the store: 2 seconds by default. Past it, the store counts as
     /// one that cannot be asked.
+    ///
+    /// Set it well above what the store usually takes, and under half of the lease.
     pub fn store_timeout(self, timeout: Duration) -> Self {
         self.set(|config| config.engine.options_mut().store_timeout = timeout)
     }
 
     /// How long an answer waits for its record when the store went away after the claim: 5 seconds
     /// by default. After that it is sent, and recording goes on in the background (P3).
+    ///
+    /// Longer, and fewer clients hold an answer that is not recorded; shorter, and an outage of the
+    /// store holds up fewer of them.
     pub fn record_timeout(self, timeout: Duration) -> Self {
         self.set(|config| config.engine.options_mut().record_timeout = timeout)
     }
@@ -366,18 +388,24 @@ impl<S: ?Sized> IdempotencyLayer<S> {
 impl<S: ?Sized> IdempotencyLayer<S> {
     /// The greatest request body, in bytes: 1 MiB by default. A larger one is refused with 413;
     /// one of exactly this size passes (U16).
+    ///
+    /// Raise it where your handlers take more: it must be at least their own limit.
     pub fn body_limit(self, bytes: usize) -> Self {
         self.set(|config| config.body_limit = bytes)
     }
 
     /// How long a request body may take to arrive: 30 seconds by default; then it is refused with
     /// 408.
+    ///
+    /// Raise it for large bodies over slow lines; lower it where only small ones come.
     pub fn body_timeout(self, timeout: Duration) -> Self {
         self.set(|config| config.body_timeout = timeout)
     }
 
     /// The greatest answer that is recorded, in bytes of body: 1 MiB by default. A larger one is
     /// sent on whole, and its key counts as completed and not replayable (U06).
+    ///
+    /// Raise it where larger answers must be repeated, and the store can keep them.
     pub fn response_limit(self, bytes: usize) -> Self {
         self.set(|config| config.response_limit = bytes)
     }
@@ -385,6 +413,8 @@ impl<S: ?Sized> IdempotencyLayer<S> {
     /// How long the body of an answer may take to arrive, after its head, to be recorded: 10
     /// seconds by default. A slower one is sent on as it comes, and its key counts as completed
     /// and not replayable.
+    ///
+    /// Lower it where answers that stream must not be held back for long.
     pub fn response_timeout(self, timeout: Duration) -> Self {
         self.set(|config| config.response_timeout = timeout)
     }
@@ -404,12 +434,17 @@ impl<S: ?Sized> IdempotencyLayer<S> {
     }
 
     /// The greatest checkpoint, in bytes: 64 KiB by default.
+    ///
+    /// A checkpoint is written to the store with each save: better a short note of what was done
+    /// than the thing itself.
     pub fn checkpoint_limit(self, bytes: usize) -> Self {
         self.set(|config| config.engine.options_mut().checkpoint_limit = bytes)
     }
 
     /// How many requests may wait for another execution at once, in this layer and its clones:
     /// 10 000 by default. One more is refused with 409, as if it did not want to wait.
+    ///
+    /// Each holds its connection and its body: set it by the memory that they may take.
     pub fn max_waiting(self, requests: usize) -> Self {
         self.set(|config| config.engine.options_mut().max_waiting = requests)
     }
@@ -418,6 +453,8 @@ impl<S: ?Sized> IdempotencyLayer<S> {
     /// 10 000 by default. One more is cut off where it stands, as if its process had died, and
     /// an error is logged. Recordings that go on in the background count too; where there is no
     /// place for one, the answer waits for its record instead.
+    ///
+    /// Set it to the executions that may run at once on this server.
     pub fn max_detached(self, executions: usize) -> Self {
         self.set(|config| config.engine.options_mut().max_detached = executions)
     }

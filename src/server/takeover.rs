@@ -72,7 +72,9 @@ impl Takeover {
     ///
     /// Choose it where a second effect is worse than none. An operator finds the record with
     /// [`Store::get`](crate::Store::get) and, once it is clear what happened, removes it with
-    /// [`Store::forget`](crate::Store::forget); it also goes when its time to live ends.
+    /// [`Store::forget`](crate::Store::forget); it also goes when its time to live ends. A claim
+    /// whose answer was lost, and under which nothing ran, is given back as soon as the store can be
+    /// asked again; if this process ends before that, it stays until somebody resolves it.
     #[must_use]
     pub fn refuse() -> Self {
         Self(Choice::Refuse)
