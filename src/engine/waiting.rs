@@ -153,3 +153,56 @@ impl Drop for Place<'_> {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests {
+    use futures::poll;
+
+    use super::*;
+    use crate::{MemoryStore, fingerprint::Fingerprint, record::*};
+
+    /// P9, U29: a wait leaves nothing behind, whether it ended or was given up.
+    #[tokio::test(start_paused = true)]
+    async fn p9_u29_waits_leave_nothing_behind() {
+        let engine = Engine::new(Arc::new(MemoryStore::new()));
+        let key = StoreKey::new("idem", "", "", "k");
+        let (lease, ttl) = (Duration::from_secs(30), Duration::from_secs(60));
+        let request = ClaimRequest {
+            fingerprint: Fingerprint::hasher("t").finish(),
+            owner: OwnerId::from_u128(1),
+            lease,
+            ttl,
+            take_over: true,
+        };
+        let claim = engine.store().claim(&key, &request).await.unwrap();
+        let Claim::Claimed(Claimed { lease, .. }) = claim else {
+            panic!("{claim:?}")
+        };
+        let waits = engine.waits();
+        for ends in [false, true] {
+            let mut joined = Vec::new();
+            for _ in 0..3 {
+                let mut join = Box::pin(waits.join(&engine, &key, lease.token));
+                assert!(poll!(join.as_mut()).is_pending());
+                joined.push(join);
+            }
+            assert_eq!(lock(&waits.waits).len(), 1, "one wait for all");
+            if ends {
+                let answer = Payload::not_replayable(201);
+                let store = engine.store();
+                store.complete(&key, &lease, &answer, ttl).await.unwrap();
+                for join in joined {
+                    assert_eq!(join.await.unwrap().record.state, State::Completed);
+                }
+            } else {
+                drop(joined);
+            }
+            assert!(lock(&waits.waits).is_empty());
+        }
+
+        for name in ["a", "b", "c"] {
+            drop(waits.turn(&StoreKey::new("idem", "", "", name)).await);
+        }
+        assert!(lock(&waits.turns).len() <= 1, "those that are over go");
+    }
+}

@@ -5,7 +5,9 @@ use std::time::Duration;
 use http::{Response, StatusCode};
 use tokio::time::Instant;
 use tower::{Layer, Service, ServiceExt, service_fn};
-use tower_idempotency::{Execution, IdempotencyLayer, Outcome, Reason, RequestBody, Store};
+use tower_idempotency::{
+    Execution, IdempotencyLayer, Outcome, Reason, RequestBody, Store, Takeover,
+};
 
 use crate::support::{
     Answer, Effects, Fault, Given, Handled, Op, Scripted, answer, layer, post, read,
@@ -599,4 +601,41 @@ async fn p10_s11_not_covered_costs_nothing() {
         assert_eq!(read(response).await.text(), "passed");
     }
     assert!(bench.store.calls().is_empty());
+}
+
+/// P8: a claim that was granted unheard is not given back while the handler runs without
+/// protection: another payload under its key is still a mismatch.
+#[tokio::test(start_paused = true)]
+async fn p8_s07_what_runs_unprotected_keeps_the_key_that_it_may_have() {
+    let bench = Bench::new().with(|layer| layer.fail_open(true));
+    bench.store.next(Op::Claim, Fault::AnswerLost);
+    let handler = |_: Handled| async {
+        tokio::time::sleep(Duration::from_secs(20)).await;
+        answer(201, "late")
+    };
+    let service = bench.layer.layer(service_fn(handler));
+    let unprotected = tokio::spawn(service.oneshot(post("k", "b")));
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    let (outcome, _) = bench.send("k", "another body").await;
+    assert_eq!(outcome, Outcome::Refused(Reason::Mismatch));
+    assert_eq!(unprotected.await.unwrap().unwrap().status(), 201);
+    assert_eq!(bench.store.count(Op::GiveBack), 0);
+}
+
+/// P5, P8: where nobody takes over, a claim under which nothing ran is given back also when the
+/// store comes back long after its lease.
+#[tokio::test(start_paused = true)]
+async fn p5_p8_a_lost_claim_does_not_block_its_key_where_takeover_is_refused() {
+    let bench = Bench::new().with(|layer| layer.takeover(Takeover::refuse()));
+    bench.store.next(Op::Claim, Fault::AnswerLost);
+    bench.store.always(Op::GiveBack, Fault::Lost);
+    let (outcome, _) = bench.send("k", "b").await;
+    assert_eq!(outcome, Outcome::Refused(Reason::StoreUnavailable));
+    tokio::time::sleep(Duration::from_secs(300)).await;
+    let (outcome, _) = bench.send("k", "b").await;
+    assert_eq!(outcome, Outcome::Refused(Reason::Abandoned));
+    bench.store.mend();
+    bench.layer.drain().await;
+    let (outcome, _) = bench.send("k", "b").await;
+    assert_eq!(outcome, Outcome::Completed);
 }

@@ -1,6 +1,10 @@
 //! S03, U29, U30: waiting for a running duplicate.
 
-use std::{convert::Infallible, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use futures::{
@@ -14,7 +18,7 @@ use http_body::Frame;
 use http_body_util::StreamBody;
 use tokio::{sync::Semaphore, time::Instant};
 use tower::{Layer, Service, ServiceExt, limit::ConcurrencyLimit, service_fn};
-use tower_idempotency::{OnConflict, RequestBody};
+use tower_idempotency::{Execution, OnConflict, RequestBody, Store};
 
 use crate::support::{Effects, Fault, Given, Handled, Op, Scripted, answer, layer, post, read};
 
@@ -349,4 +353,45 @@ async fn u20_p9_a_slow_upload_holds_no_place_in_the_inner_service() {
     for call in [slow, quick] {
         assert_eq!(call.await.unwrap().unwrap().status(), StatusCode::CREATED);
     }
+}
+
+/// A waiter in line for its turn does not overlook what another server recorded meanwhile.
+#[tokio::test(start_paused = true)]
+async fn u30_p2_a_waiter_in_line_finds_what_another_server_recorded() {
+    let store = Scripted::new();
+    let here = layer(store.clone()).on_conflict(OnConflict::Wait(Duration::from_secs(600)));
+    // The first one fails; the second one, after it, takes long.
+    let (effects, key) = (Effects::default(), Arc::new(Mutex::new(None)));
+    let handler = {
+        let (effects, key) = (effects.clone(), key.clone());
+        move |request: Handled| {
+            let execution = request.extensions().get::<Execution>().unwrap();
+            *key.lock().unwrap() = Some(execution.store_key().clone());
+            let number = effects.add();
+            async move {
+                let (time, status) = if number == 1 { (1, 503) } else { (300, 201) };
+                tokio::time::sleep(Duration::from_secs(time)).await;
+                answer(status, "here")
+            }
+        }
+    };
+    let service = here.layer(service_fn(handler));
+    let calls = (0..3).map(|_| tokio::spawn(service.clone().oneshot(post("k", "b"))));
+    let mut calls: Vec<_> = calls.collect();
+    tokio::time::sleep(Duration::from_secs(2)).await;
+
+    // Another server, which shares nothing but the store, has the key by an operator's hand.
+    let key = key.lock().unwrap().clone().unwrap();
+    assert!(store.forget(&key).await.unwrap());
+    let there = layer(store.clone()).layer(service_fn(|_: Handled| async { answer(201, "there") }));
+    let start = Instant::now();
+    let taken = read(there.oneshot(post("k", "b")).await.unwrap()).await;
+    assert_eq!((taken.text(), effects.count()), ("there", 2));
+    let last = read(calls.pop().unwrap().await.unwrap().unwrap()).await;
+    assert_eq!((last.text(), last.is_replay()), ("there", true));
+    assert!(
+        start.elapsed() <= Duration::from_secs(10),
+        "{:?}",
+        start.elapsed()
+    );
 }
