@@ -44,7 +44,7 @@ impl std::ops::Add<Duration> for Timestamp {
     }
 }
 
-/// Who claimed a record: 128 random bits, new for each claim.
+/// Who claimed a record: 128 random bits, new for each request that claims.
 ///
 /// A store changes a claimed record only for its owner. Claiming again under the same owner gives
 /// the same claim, so a store call whose answer was lost may be sent again.
@@ -263,6 +263,13 @@ impl Snapshot {
     #[must_use]
     pub fn is_abandoned(&self) -> bool {
         self.record.is_abandoned(self.now)
+    }
+
+    /// The recorded answer, where there is one for this payload.
+    pub(crate) fn answer_for(self, fingerprint: &Fingerprint) -> Option<Payload> {
+        let record = self.record;
+        let given = record.state == State::Completed && record.fingerprint == *fingerprint;
+        record.payload.filter(|_| given)
     }
 }
 

@@ -15,7 +15,7 @@ use crate::{
     },
     fingerprint::Fingerprint,
     key::StoreKey,
-    record::{Claim, ClaimRequest, FencingToken, Lease, OwnerId, Payload, Snapshot, State},
+    record::{Claim, ClaimRequest, FencingToken, Lease, OwnerId, Payload},
     store::{StoreError, jittered},
     telemetry::{self, Reason},
 };
@@ -75,11 +75,8 @@ impl Engine {
                     return Begin::CallerLeft;
                 }
                 Err(error) => {
-                    let begin = self.unavailable(key, &request, error);
-                    return match stage.not_granted() {
-                        true => begin,
-                        false => Begin::CallerLeft,
-                    };
+                    let caller_stays = stage.not_granted();
+                    return self.unavailable(key, &request, error, caller_stays);
                 }
                 Ok(_) if !stage.not_granted() => return Begin::CallerLeft,
                 Ok(Claim::Completed(payload)) => return completed(payload),
@@ -101,7 +98,7 @@ impl Engine {
             before_wait();
             let waited = async {
                 let found = self.waits().join(self, key, token).await;
-                match found.and_then(|found| answer(found, &fingerprint)) {
+                match found.and_then(|found| found.answer_for(&fingerprint)) {
                     Some(payload) => Err(payload),
                     None => Ok(timeout(PATIENCE, self.waits().turn(key)).await.ok()),
                 }
@@ -114,26 +111,35 @@ impl Engine {
         }
     }
 
-    fn unavailable(&self, key: &StoreKey, request: &ClaimRequest, error: StoreError) -> Begin {
+    fn unavailable(
+        &self,
+        key: &StoreKey,
+        request: &ClaimRequest,
+        error: StoreError,
+        caller_stays: bool,
+    ) -> Begin {
         telemetry::store_error(key, "claim", &error);
-        if let StoreError::Full { .. } = error {
-            return Begin::Refuse(Reason::Overloaded);
+        let unavailable = matches!(error, StoreError::Unavailable { .. });
+        if unavailable && caller_stays && self.options().fail_open {
+            // The work runs, so a claim that was granted unheard is not given back: until its
+            // lease ends it keeps duplicates out.
+            return Begin::Unprotected;
         }
-        if let StoreError::Unavailable { .. } = error {
-            if self.options().fail_open {
-                // The work runs, so a claim that was granted unheard is not given back: until its
-                // lease ends it keeps duplicates out.
-                return Begin::Unprotected;
-            }
+        if unavailable {
             self.give_back_later(key, request);
         }
-        Begin::Refuse(Reason::StoreUnavailable)
+        match error {
+            _ if !caller_stays => Begin::CallerLeft,
+            StoreError::Full { .. } => Begin::Refuse(Reason::Overloaded),
+            _ => Begin::Refuse(Reason::StoreUnavailable),
+        }
     }
 
     /// A claim whose answer did not arrive may have been granted, and would keep its key until the
     /// lease ends, or for as long as the record lives where abandoned keys are not taken over. So
-    /// it is given back, from a little later on until that succeeds or the lease is over. Where
-    /// nothing was claimed, nothing of this owner's is found, and nothing changes.
+    /// it is given back, from a little later on until that succeeds, or the lease is over and
+    /// frees the key. Where nothing was claimed, nothing of this owner's is found, and nothing
+    /// changes.
     fn give_back_later(&self, key: &StoreKey, request: &ClaimRequest) {
         let Some(counted) = self.work().release() else {
             return telemetry::not_given_back(key);
@@ -178,13 +184,6 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// The pauses between attempts to give a claim back.
 const SHORTEST: Duration = Duration::from_millis(50);
 const LONGEST: Duration = Duration::from_secs(5);
-
-/// The recorded answer, where there is one for this payload.
-fn answer(found: Snapshot, fingerprint: &Fingerprint) -> Option<Payload> {
-    let record = found.record;
-    let given = record.state == State::Completed && record.fingerprint == *fingerprint;
-    record.payload.filter(|_| given)
-}
 
 fn completed(payload: Payload) -> Begin {
     match payload.is_replayable() {

@@ -24,7 +24,7 @@ use crate::{
         work::Counted,
     },
     key::StoreKey,
-    record::{Claimed, Payload, State},
+    record::{Claimed, Payload},
     store::{StoreError, jittered},
     telemetry,
 };
@@ -233,10 +233,7 @@ impl Running {
         let engine = self.execution.engine();
         let key = self.execution.store_key();
         let found = engine.ask(engine.store().get(key)).await.ok()??;
-        let same = found.record.fingerprint == self.execution.lease().fingerprint;
-        (same && found.record.state == State::Completed)
-            .then_some(found.record.payload)
-            .flatten()
+        found.answer_for(&self.execution.lease().fingerprint)
     }
 }
 

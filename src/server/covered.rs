@@ -181,8 +181,10 @@ impl<Svc> Covered<Svc> {
         let (ending, answer) = match ended {
             Ok(ended) => ended,
             Err((ending, panic)) => {
+                if matches!(ending, Ending::Failed) {
+                    telemetry::outcome(Some(&store_key), Outcome::Failed);
+                }
                 running.end(ending).await;
-                telemetry::outcome(Some(&store_key), Outcome::Failed);
                 resume_unwind(panic);
             }
         };

@@ -392,3 +392,18 @@ async fn p4_a_caller_who_left_neither_waits_nor_runs_unprotected() {
     open.drain().await;
     assert_eq!(effects.count(), 1);
 }
+
+/// P4, P8: where the layer fails open and the caller has left, nothing runs, so a claim that was
+/// granted unheard is given back.
+#[tokio::test(start_paused = true)]
+async fn p4_p8_failing_open_for_nobody_gives_the_claim_back() {
+    let store = Scripted::new();
+    let open = layer(store.clone()).fail_open(true);
+    let mut service = open.layer(service_fn(|_: Handled| async { answer(201, "ran") }));
+    store.next(Op::Claim, Fault::AnswerHangs);
+    let mut call = Box::pin(service.ready().await.unwrap().call(post("k", "b")));
+    assert!(poll!(call.as_mut()).is_pending());
+    drop(call);
+    open.drain().await;
+    assert_eq!(store.store().len(), 0);
+}
