@@ -1,9 +1,10 @@
 //! The way to an execution: claim the key, wait for a running duplicate, or say what to answer.
 
-use std::time::Duration;
+use std::{future::Future, time::Duration};
 
 use tokio::{
     runtime::Handle,
+    sync::OwnedMutexGuard,
     time::{Instant, sleep, timeout, timeout_at},
 };
 
@@ -12,6 +13,7 @@ use crate::{
         attached::Stage,
         core::{Engine, OnConflict, deadline},
         running::{Ending, Running},
+        work::Counted,
     },
     fingerprint::Fingerprint,
     key::StoreKey,
@@ -40,75 +42,65 @@ impl Engine {
     /// `before_wait` is called before each wait for a running duplicate: whatever the caller holds
     /// for the work (a ready service) is to be let go, or waiting requests starve the one they
     /// wait for.
-    pub(crate) async fn begin(
+    #[expect(
+        clippy::manual_async_fn,
+        reason = "an `async fn` has room for each argument twice"
+    )]
+    pub(crate) fn begin(
         &self,
         key: &StoreKey,
-        fingerprint: Fingerprint,
+        fingerprint: &Fingerprint,
         stage: &Stage,
         mut before_wait: impl FnMut(),
-    ) -> Begin {
-        let options = self.options();
-        let wait_until = match options.on_conflict {
-            OnConflict::Reject => None,
-            OnConflict::Wait(limit) => Some(deadline(limit)),
-        };
-        let request = ClaimRequest {
-            fingerprint,
-            owner: OwnerId::random(),
-            lease: options.lease,
-            ttl: options.ttl,
-            take_over: options.take_over,
-        };
-        let mut place = None;
-        let mut turn = None;
-        loop {
-            let counted = self.work().start();
-            stage.claiming();
-            let claim = self.ask(self.store().claim(key, &request)).await;
-            let token = match claim {
-                Ok(Claim::Claimed(claimed)) => {
-                    let running = Running::new(self.clone(), key.clone(), claimed, counted, turn);
-                    if stage.granted() {
-                        return Begin::Run(running);
+    ) -> impl Future<Output = Begin> {
+        async move {
+            let options = self.options();
+            let request = ClaimRequest {
+                fingerprint: *fingerprint,
+                owner: OwnerId::random(),
+                lease: options.lease,
+                ttl: options.ttl,
+                take_over: options.take_over,
+            };
+            let mut line = Line::default();
+            loop {
+                let counted = self.work().start();
+                stage.claiming();
+                let token = match self.ask(self.store().claim(key, &request)).await {
+                    Ok(Claim::Claimed(claimed)) => {
+                        let turn = line.turn.take();
+                        let running =
+                            Running::new(self.clone(), key.clone(), claimed, counted, turn);
+                        if stage.granted() {
+                            return Begin::Run(running);
+                        }
+                        Box::pin(running.end(Ending::NotRun)).await;
+                        return Begin::CallerLeft;
                     }
-                    running.end(Ending::NotRun).await;
-                    return Begin::CallerLeft;
+                    Err(error) => {
+                        let caller_stays = stage.not_granted();
+                        return self.unavailable(key, &request, error, caller_stays);
+                    }
+                    Ok(_) if !stage.not_granted() => return Begin::CallerLeft,
+                    Ok(Claim::Completed(payload)) => return completed(payload),
+                    Ok(Claim::Mismatch) => return Begin::Refuse(Reason::Mismatch),
+                    Ok(Claim::OtherAlgorithm) => return Begin::Refuse(Reason::OtherAlgorithm),
+                    Ok(Claim::Abandoned) => return Begin::Refuse(Reason::Abandoned),
+                    Ok(Claim::InProgress { token }) => token,
+                };
+                drop((counted, line.turn.take()));
+                let OnConflict::Wait(limit) = options.on_conflict else {
+                    return Begin::Refuse(Reason::InProgress);
+                };
+                if !line.join(self, limit) {
+                    return Begin::Refuse(Reason::InProgress);
                 }
-                Err(error) => {
-                    let caller_stays = stage.not_granted();
-                    return self.unavailable(key, &request, error, caller_stays);
+                before_wait();
+                // Boxed, so that only those that wait have room for it.
+                if let Err(instead) = Box::pin(line.wait(self, key, token, fingerprint)).await {
+                    return instead;
                 }
-                Ok(_) if !stage.not_granted() => return Begin::CallerLeft,
-                Ok(Claim::Completed(payload)) => return completed(payload),
-                Ok(Claim::Mismatch) => return Begin::Refuse(Reason::Mismatch),
-                Ok(Claim::OtherAlgorithm) => return Begin::Refuse(Reason::OtherAlgorithm),
-                Ok(Claim::Abandoned) => return Begin::Refuse(Reason::Abandoned),
-                Ok(Claim::InProgress { token }) => token,
-            };
-            drop((counted, turn));
-            let Some(until) = wait_until else {
-                return Begin::Refuse(Reason::InProgress);
-            };
-            if place.is_none() {
-                place = self.work().wait(options.max_waiting);
             }
-            if place.is_none() {
-                return Begin::Refuse(Reason::InProgress);
-            }
-            before_wait();
-            // Boxed, so that only those that wait have room for it.
-            let waited = Box::pin(timeout_at(until, async {
-                let found = self.waits().join(self, key, token).await;
-                match found.and_then(|found| found.answer_for(&fingerprint)) {
-                    Some(payload) => Err(payload),
-                    None => Ok(timeout(PATIENCE, self.waits().turn(key)).await.ok()),
-                }
-            }));
-            turn = match waited.await {
-                Ok(Ok(turn)) => turn,
-                Ok(Err(payload)) => return completed(payload),
-                Err(_) => return Begin::Refuse(Reason::InProgress),
-            };
         }
     }
 
@@ -175,6 +167,55 @@ impl Engine {
             }
             drop(counted);
         });
+    }
+}
+
+/// A waiter's place among the others, and how long it waits.
+#[derive(Default)]
+struct Line {
+    place: Option<(Counted, Instant)>,
+    /// To claim again, after an execution that did not complete. Held until the next claim's
+    /// execution is over, or until it is known that there is none.
+    turn: Option<OwnedMutexGuard<()>>,
+}
+
+impl Line {
+    /// Takes a place, unless it has one. Says whether it has one now.
+    fn join(&mut self, engine: &Engine, limit: Duration) -> bool {
+        if self.place.is_none() {
+            let counted = engine.work().wait(engine.options().max_waiting);
+            self.place = counted.map(|counted| (counted, deadline(limit)));
+        }
+        self.place.is_some()
+    }
+
+    /// Waits until it is worth another claim, or says what to do instead.
+    async fn wait(
+        &mut self,
+        engine: &Engine,
+        key: &StoreKey,
+        token: FencingToken,
+        fingerprint: &Fingerprint,
+    ) -> Result<(), Begin> {
+        let too_long = Begin::Refuse(Reason::InProgress);
+        let Some((_, until)) = self.place else {
+            return Err(too_long);
+        };
+        let waited = timeout_at(until, async {
+            let found = engine.waits().join(engine, key, token).await;
+            match found.and_then(|found| found.answer_for(fingerprint)) {
+                Some(payload) => Err(payload),
+                None => Ok(timeout(PATIENCE, engine.waits().turn(key)).await.ok()),
+            }
+        });
+        match waited.await {
+            Ok(Ok(turn)) => {
+                self.turn = turn;
+                Ok(())
+            }
+            Ok(Err(payload)) => Err(completed(payload)),
+            Err(_) => Err(too_long),
+        }
     }
 }
 

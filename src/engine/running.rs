@@ -15,7 +15,7 @@ use tokio::{
     runtime::Handle,
     sync::OwnedMutexGuard,
     task::AbortHandle,
-    time::{sleep, timeout_at},
+    time::{Instant, sleep, timeout_at},
 };
 
 use crate::{
@@ -129,30 +129,44 @@ impl Running {
     }
 
     /// Records how the work ended: within the budget, or else in the background (P3).
-    pub(crate) async fn end(mut self, mut ending: Ending) -> Ended {
-        let engine = self.execution.engine().clone();
-        let options = engine.options();
-        // A record that hangs for its whole deadline must not outlast the lease. Otherwise nothing
-        // is renewed beside it: a renewal would come after the end, and find nothing to renew.
-        match options.store_timeout.saturating_mul(2) < options.lease {
-            true => self.renewal = None,
-            false => self.keep_renewing(First::Soon),
-        }
-        let budget = {
-            let mut recording = pin!(within(options.record_timeout, self.record(&mut ending)));
-            if let Some(Some(ended)) = recording.as_mut().await {
-                return ended;
+    #[expect(
+        clippy::manual_async_fn,
+        reason = "an `async fn` has room for each argument twice"
+    )]
+    pub(crate) fn end(mut self, mut ending: Ending) -> impl Future<Output = Ended> {
+        async move {
+            let options = self.execution.engine().options();
+            let limit = options.record_timeout;
+            // A record that hangs for its whole deadline must not outlast the lease. Otherwise
+            // nothing is renewed beside it: a renewal would come after the end, and find nothing to
+            // renew.
+            match options.store_timeout.saturating_mul(2) < options.lease {
+                true => self.renewal = None,
+                false => self.keep_renewing(First::Soon),
             }
-            let begun = recording.deadline();
-            begun.unwrap_or_else(|| deadline(options.record_timeout))
-        };
+            let budget = {
+                let mut recording = pin!(within(limit, self.record(&mut ending)));
+                if let Some(Some(ended)) = recording.as_mut().await {
+                    return ended;
+                }
+                let until = recording.deadline();
+                until.unwrap_or_else(|| deadline(limit))
+            };
+            Box::pin(self.end_later(ending, budget)).await
+        }
+    }
+
+    /// Tries again until it is recorded: until the budget is over for the caller, and then in the
+    /// background.
+    async fn end_later(mut self, ending: Ending, budget: Instant) -> Ended {
         // Half of the lease may be over by now, after a third of it was over before.
         self.keep_renewing(First::Soon);
+        let engine = self.execution.engine().clone();
         let mut recording = Box::pin(self.keep_recording(ending));
         if let Ok(ended) = timeout_at(budget, &mut recording).await {
             return ended;
         }
-        let Some(counted) = engine.work().detach(options.max_detached) else {
+        let Some(counted) = engine.work().detach(engine.options().max_detached) else {
             // Whoever waits for the answer waits on, rather than that the record is lost.
             return recording.await;
         };

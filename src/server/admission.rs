@@ -1,18 +1,14 @@
 //! What stands between a request and the store: its key, its caller and its body, each within the
 //! limits.
 
-use std::{
-    borrow::Cow,
-    pin::{Pin, pin},
-    time::Duration,
-};
+use std::{borrow::Cow, future::Future, pin::Pin, time::Duration};
 
 use bytes::Bytes;
 use http::{header::EXPECT, request::Parts};
 use http_body::Body;
 
 use super::{
-    body::{self, BufferedBody, ReadError, ReadLimits},
+    body::{self, BufferedBody, ReadError},
     config::Config,
     extract::{self, Caller, InHead},
     problem::Refusal,
@@ -51,66 +47,74 @@ impl From<Refusal> for Turned {
 }
 
 /// Checks the key, the caller and the body, in this order, and names the record.
-pub(super) async fn admit<B: Body<Data = Bytes>>(
+#[expect(clippy::manual_async_fn, reason = "smaller: see `Covered`")]
+pub(super) fn admit<B: Body<Data = Bytes>>(
     config: &Config,
     parts: &Parts,
-    body: B,
-    found: InHead,
-) -> Result<Admitted, Turned> {
-    let mut body = pin!(body);
-    let identified = identify(config, parts, &found);
-    // Reading tells a client that waits for `100 Continue` to send.
-    let reads = identified.is_ok() && body.size_hint().lower() <= config.body_limit as u64;
-    let read = match identified {
-        Ok(known) => read(config, parts, body.as_mut())
-            .await
-            .map(|(body, fingerprint)| (known, body, fingerprint)),
-        Err(refusal) => Err(refusal),
-    };
-    let (Known { key, caller }, mut body, fingerprint) = match read {
-        Ok(read) => read,
-        Err(refusal) => {
-            // What is left of the body is in the way of the connection's next request. A client
-            // that was not told to send has sent none, and one that was too slow is not waited for
-            // again.
-            let late = refusal.reason() == Reason::BodyTooSlow;
-            if !late && (reads || !parts.headers.contains_key(EXPECT)) {
-                let max = config.body_limit.saturating_add(DISCARD_BEYOND);
-                body::discard(body, max, DISCARD_TIMEOUT).await;
-            }
-            return Err(refusal.into());
-        }
-    };
-    let from_body;
-    let key = match &key {
-        Some(key) => &**key,
-        None => {
-            let found = config
-                .key
-                .key_from_body(parts, &body.contiguous(), &fingerprint)
-                .map_err(|error| config.invalid(&error))?;
-            match found {
-                Some(key) => {
-                    from_body = key;
-                    config.validate(from_body.as_str())?;
-                    from_body.as_str()
+    mut body: Pin<&mut B>,
+    found: &InHead,
+) -> impl Future<Output = Result<Admitted, Turned>> {
+    async move {
+        let Known { key, caller } = match identify(config, parts, found) {
+            Ok(known) => known,
+            Err(refusal) => {
+                // A client that was not told to send has sent none: reading would tell it to.
+                if !parts.headers.contains_key(EXPECT) {
+                    discard(config, body).await;
                 }
-                None if config.key_required => {
-                    return Err(config.refusal(Reason::KeyMissing, None).into());
-                }
-                None => return Err(Turned::Keyless(body)),
+                return Err(refusal.into());
             }
-        }
-    };
-    let endpoint = config.scope_by_endpoint.then(|| extract::endpoint(parts));
-    let endpoint = endpoint
-        .as_ref()
-        .map_or(Part::Text(""), |name| Part::Digest(name));
-    Ok(Admitted {
-        store_key: StoreKey::compose(&config.prefix, caller.part(), endpoint, key),
-        body,
-        fingerprint,
-    })
+        };
+        let reads = body.size_hint().lower() <= config.read_limits.max as u64;
+        let (mut read_body, fingerprint) = match read(config, parts, body.as_mut()).await {
+            Ok(read) => read,
+            Err(refusal) => {
+                // One that was too slow is not waited for again.
+                let late = refusal.reason() == Reason::BodyTooSlow;
+                if !late && (reads || !parts.headers.contains_key(EXPECT)) {
+                    discard(config, body).await;
+                }
+                return Err(refusal.into());
+            }
+        };
+        let from_body;
+        let key = match &key {
+            Some(key) => &**key,
+            None => {
+                let found = config
+                    .key
+                    .key_from_body(parts, &read_body.contiguous(), &fingerprint)
+                    .map_err(|error| config.invalid(&error))?;
+                match found {
+                    Some(key) => {
+                        from_body = key;
+                        config.validate(from_body.as_str())?;
+                        from_body.as_str()
+                    }
+                    None if config.key_required => {
+                        return Err(config.refusal(Reason::KeyMissing, None).into());
+                    }
+                    None => return Err(Turned::Keyless(read_body)),
+                }
+            }
+        };
+        let endpoint = config.scope_by_endpoint.then(|| extract::endpoint(parts));
+        let endpoint = match &endpoint {
+            Some(name) => Part::Digest(name),
+            None => Part::Text(""),
+        };
+        Ok(Admitted {
+            store_key: StoreKey::compose(&config.prefix, caller.part(), endpoint, key),
+            body: read_body,
+            fingerprint,
+        })
+    }
+}
+
+/// What is left of the body is in the way of the connection's next request.
+async fn discard<B: Body<Data = Bytes>>(config: &Config, body: Pin<&mut B>) {
+    let max = config.read_limits.max.saturating_add(DISCARD_BEYOND);
+    body::discard(body, max, DISCARD_TIMEOUT).await;
 }
 
 /// What the head of a request tells.
@@ -138,37 +142,36 @@ fn identify<'a>(
     }
 }
 
-async fn read<B: Body<Data = Bytes>>(
+#[expect(clippy::manual_async_fn, reason = "smaller: see `Covered`")]
+fn read<B: Body<Data = Bytes>>(
     config: &Config,
     parts: &Parts,
     body: Pin<&mut B>,
-) -> Result<(BufferedBody, Fingerprint), Refusal> {
-    let limits = ReadLimits {
-        max: config.body_limit,
-        timeout: config.body_timeout,
-        total: config.buffer_limit,
-    };
-    let mut hasher = config.fingerprinter.start(parts);
-    let streams = config.fingerprinter.streams();
-    let read = body::read(body, limits, config.engine.work().bytes(), |data| {
-        if streams {
-            hasher.raw(data);
-        }
-    });
-    let mut body = read.await.map_err(|error| {
-        let reason = match error {
-            ReadError::TooLarge => Reason::BodyTooLarge,
-            ReadError::TooSlow => Reason::BodyTooSlow,
-            ReadError::Broken => Reason::BodyBroken,
-            ReadError::Overloaded => Reason::Overloaded,
+) -> impl Future<Output = Result<(BufferedBody, Fingerprint), Refusal>> {
+    async move {
+        let mut hasher = config.fingerprinter.start(parts);
+        let streams = config.fingerprinter.streams();
+        let bytes = config.engine.work().bytes();
+        let read = body::read(body, &config.read_limits, bytes, |data| {
+            if streams {
+                hasher.raw(data);
+            }
+        });
+        let mut body = read.await.map_err(|error| {
+            let reason = match error {
+                ReadError::TooLarge => Reason::BodyTooLarge,
+                ReadError::TooSlow => Reason::BodyTooSlow,
+                ReadError::Broken => Reason::BodyBroken,
+                ReadError::Overloaded => Reason::Overloaded,
+            };
+            config.refusal(reason, None)
+        })?;
+        let fingerprint = match streams {
+            true => hasher.finish(),
+            false => config
+                .fingerprinter
+                .finish_whole(hasher, parts, &body.contiguous()),
         };
-        config.refusal(reason, None)
-    })?;
-    let fingerprint = match streams {
-        true => hasher.finish(),
-        false => config
-            .fingerprinter
-            .finish_whole(hasher, parts, &body.contiguous()),
-    };
-    Ok((body, fingerprint))
+        Ok((body, fingerprint))
+    }
 }

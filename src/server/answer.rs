@@ -1,5 +1,7 @@
 //! What a handler's answer makes of its operation: what is recorded, and what is sent.
 
+use std::future::Future;
+
 use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header::CONTENT_TYPE, response};
 use http_body::Body;
@@ -13,67 +15,67 @@ use super::{
 use crate::{engine::Ending, record::Payload};
 
 /// Judges the handler's answer, and makes ready what is recorded and what is sent.
-pub(super) async fn answered<B, E>(
+#[expect(clippy::manual_async_fn, reason = "smaller: see `Covered`")]
+pub(super) fn answered<B, E>(
     config: &Config,
     head: bool,
-    response: Response<B>,
-) -> (Ending, Result<Response<ResponseBody<B>>, E>)
+    parts: response::Parts,
+    body: B,
+) -> impl Future<Output = (Ending, Result<Response<ResponseBody<B>>, E>)>
 where
     B: Body<Data = Bytes>,
     B::Error: Send + 'static,
 {
-    let (parts, body) = response.into_parts();
-    if is_stream(&parts) {
-        let ending = not_replayable(config, &parts);
-        return (
-            ending,
-            Ok(Response::from_parts(parts, ResponseBody::untouched(body))),
-        );
-    }
-    // An answer that has no body by its nature may have a length all the same, or may not: a
-    // replay is to have one only if the first answer had (U22).
-    let bodiless = head
-        || matches!(
-            parts.status,
-            StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED
-        );
-    let exact = !bodiless || body.size_hint().exact().is_some();
-    let (limit, timeout) = (config.response_limit, config.response_timeout);
-    let (ending, body) = match body::collect(body, limit, timeout, config.engine.work().bytes())
-        .await
-    {
-        Collected::Whole {
-            frames,
-            trailers,
-            permit,
-        } => {
-            let ending = match (config.judge)(&parts, trailers.as_ref()) {
-                Verdict::Completed => {
-                    let cookies = config.replay_set_cookie;
-                    let encoded = codec::encode(&parts, &frames, trailers.as_ref(), exact, cookies);
-                    Ending::Completed(encoded.unwrap_or_else(|| bare(&parts)))
-                }
-                Verdict::Rejected => Ending::Rejected,
-                Verdict::Failed => Ending::Failed,
-            };
-            let body = ResponseBody::buffered(frames, trailers, exact, Some(permit));
-            (ending, body)
+    async move {
+        if is_stream(&parts) {
+            let ending = not_replayable(config, &parts);
+            let body = ResponseBody::untouched(body);
+            return (ending, Ok(Response::from_parts(parts, body)));
         }
-        Collected::Partial {
-            frames,
-            rest,
-            permit,
-        } => (
-            not_replayable(config, &parts),
-            ResponseBody::passed_on(frames, rest, permit),
-        ),
-        Collected::Broken {
-            frames,
-            error,
-            permit,
-        } => (Ending::Failed, ResponseBody::broken(frames, error, permit)),
-    };
-    (ending, Ok(Response::from_parts(parts, body)))
+        // An answer that has no body by its nature may have a length all the same, or may not: a
+        // replay is to have one only if the first answer had (U22).
+        let bodiless = head
+            || matches!(
+                parts.status,
+                StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED
+            );
+        let exact = !bodiless || body.size_hint().exact().is_some();
+        let (limit, timeout) = (config.response_limit, config.response_timeout);
+        let collected = body::collect(body, limit, timeout, config.engine.work().bytes());
+        let (ending, body) = match collected.await {
+            Collected::Whole {
+                frames,
+                trailers,
+                permit,
+            } => {
+                let ending = match (config.judge)(&parts, trailers.as_deref()) {
+                    Verdict::Completed => {
+                        let (trailers, cookies) = (trailers.as_deref(), config.replay_set_cookie);
+                        let encoded = codec::encode(&parts, &frames, trailers, exact, cookies);
+                        Ending::Completed(encoded.unwrap_or_else(|| bare(&parts)))
+                    }
+                    Verdict::Rejected => Ending::Rejected,
+                    Verdict::Failed => Ending::Failed,
+                };
+                let body = ResponseBody::buffered(frames, trailers, exact, Some(permit));
+                (ending, body)
+            }
+            Collected::Partial {
+                frames,
+                rest,
+                permit,
+            } => (
+                not_replayable(config, &parts),
+                ResponseBody::passed_on(frames, rest, permit),
+            ),
+            Collected::Broken {
+                frames,
+                error,
+                permit,
+            } => (Ending::Failed, ResponseBody::broken(frames, error, permit)),
+        };
+        (ending, Ok(Response::from_parts(parts, body)))
+    }
 }
 
 /// The probe's answer, to be recorded and sent as if the handler had given it.

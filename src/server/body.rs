@@ -14,6 +14,7 @@
 use std::{
     any::Any,
     fmt,
+    future::Future,
     ops::Deref,
     pin::Pin,
     sync::Arc,
@@ -211,8 +212,11 @@ impl Outgoing {
 /// A request's body in memory.
 pub(crate) struct BufferedBody {
     data: Outgoing,
-    trailers: Option<HeaderMap>,
+    trailers: Trailers,
 }
+
+/// Boxed, since they are rare and large, and bodies are moved about.
+pub(crate) type Trailers = Option<Box<HeaderMap>>;
 
 impl BufferedBody {
     #[cfg(test)]
@@ -238,7 +242,7 @@ impl BufferedBody {
     fn next_frame(&mut self) -> Option<Frame<Bytes>> {
         match self.data.pop() {
             Some(data) => Some(Frame::data(data)),
-            None => self.trailers.take().map(Frame::trailers),
+            None => self.trailers.take().map(|map| Frame::trailers(*map)),
         }
     }
 
@@ -292,58 +296,62 @@ pub(crate) enum ReadError {
 ///
 /// Bytes are counted as they arrive and not by the stated length: a client that states a length
 /// and sends nothing takes no room from others.
-pub(crate) async fn read<B>(
+#[expect(clippy::manual_async_fn, reason = "smaller: see `Covered`")]
+pub(crate) fn read<B>(
     mut body: Pin<&mut B>,
-    limits: ReadLimits,
+    limits: &ReadLimits,
     gauge: &Arc<Gauge>,
     mut on_data: impl FnMut(&[u8]),
-) -> Result<BufferedBody, ReadError>
+) -> impl Future<Output = Result<BufferedBody, ReadError>>
 where
     B: Body<Data = Bytes>,
 {
-    let stated = body.size_hint();
-    if stated.lower() > limits.max as u64 {
-        return Err(ReadError::TooLarge);
-    }
-    let mut gather = Gather::default();
-    let mut permit = Permit::new(gauge);
-    let mut trailers = None;
-    within(limits.timeout, async {
-        while trailers.is_none() && !body.is_end_stream() {
-            let Some(frame) = body.frame().await else {
-                break;
-            };
-            match frame.map_err(|_| ReadError::Broken)?.into_data() {
-                Ok(data) => {
-                    if data.len() > limits.max - gather.len {
-                        return Err(ReadError::TooLarge);
+    async move {
+        let stated = body.size_hint();
+        if stated.lower() > limits.max as u64 {
+            return Err(ReadError::TooLarge);
+        }
+        let mut gather = Gather::default();
+        let mut permit = Permit::new(gauge);
+        let mut trailers = None;
+        within(limits.timeout, async {
+            while trailers.is_none() && !body.is_end_stream() {
+                let Some(frame) = body.frame().await else {
+                    break;
+                };
+                match frame.map_err(|_| ReadError::Broken)?.into_data() {
+                    Ok(data) => {
+                        if data.len() > limits.max - gather.len {
+                            return Err(ReadError::TooLarge);
+                        }
+                        if !permit.try_add(data.len(), limits.total) {
+                            return Err(ReadError::Overloaded);
+                        }
+                        on_data(&data);
+                        gather.push(data);
                     }
-                    if !permit.try_add(data.len(), limits.total) {
-                        return Err(ReadError::Overloaded);
-                    }
-                    on_data(&data);
-                    gather.push(data);
+                    Err(frame) => trailers = frame.into_trailers().ok().map(Box::new),
                 }
-                Err(frame) => trailers = frame.into_trailers().ok(),
             }
-        }
-        // HTTP/2 lets a client reset a stream "without error", and hyper then reports an end, as if
-        // the body were whole (U17). A stated length shows it. Without one, the server knows of the
-        // reset, and drops this future when it is pending: so it is, once, unless the end is sure.
-        if (gather.len as u64) < stated.lower() {
-            return Err(ReadError::Broken);
-        }
-        if stated.exact().is_none() && trailers.is_none() && !body.is_end_stream() {
-            tokio::task::yield_now().await;
-        }
-        Ok(())
-    })
-    .await
-    .unwrap_or(Err(ReadError::TooSlow))?;
-    Ok(BufferedBody {
-        data: Outgoing::new(gather.finish(), Some(permit)),
-        trailers,
-    })
+            // HTTP/2 lets a client reset a stream "without error", and hyper then reports an end,
+            // as if the body were whole (U17). A stated length shows it. Without one, the server
+            // knows of the reset, and drops this future when it is pending: so it is, once, unless
+            // the end is sure.
+            if (gather.len as u64) < stated.lower() {
+                return Err(ReadError::Broken);
+            }
+            if stated.exact().is_none() && trailers.is_none() && !body.is_end_stream() {
+                tokio::task::yield_now().await;
+            }
+            Ok(())
+        })
+        .await
+        .unwrap_or(Err(ReadError::TooSlow))?;
+        Ok(BufferedBody {
+            data: Outgoing::new(gather.finish(), Some(permit)),
+            trailers,
+        })
+    }
 }
 
 /// Reads what is left of `body` and drops it, up to `max` more bytes and for at most `timeout`.
@@ -377,7 +385,7 @@ pub(crate) enum Collected<B: Body> {
     /// It ended.
     Whole {
         frames: Frames,
-        trailers: Option<HeaderMap>,
+        trailers: Trailers,
         permit: Permit,
     },
     /// It is over the size, or did not end in time: `rest` has what comes after `frames`.
@@ -398,71 +406,74 @@ pub(crate) enum Collected<B: Body> {
 ///
 /// The gauge counts but never refuses here: answers in memory cause new requests to be refused,
 /// and no answer is given up for them. A panic of the body passes through.
-pub(crate) async fn collect<B>(
+#[expect(clippy::manual_async_fn, reason = "smaller: see `Covered`")]
+pub(crate) fn collect<B>(
     body: B,
     max: usize,
     timeout: Duration,
     gauge: &Arc<Gauge>,
-) -> Collected<B>
+) -> impl Future<Output = Collected<B>>
 where
     B: Body<Data = Bytes>,
 {
-    let mut permit = Permit::new(gauge);
-    if body.is_end_stream() {
-        return Collected::Whole {
-            frames: Frames::None,
-            trailers: None,
-            permit,
-        };
-    }
-    // It may have to be handed on half read, and a body cannot be moved once it was polled.
-    let mut body = Box::pin(body);
-    if body.size_hint().lower() > max as u64 {
-        return Collected::Partial {
-            frames: Frames::None,
-            rest: body,
-            permit,
-        };
-    }
-    let mut gather = Gather::default();
-    let mut trailers = None;
-    let ended = within(timeout, async {
-        while trailers.is_none() && !body.is_end_stream() {
-            match body.frame().await {
-                None => break,
-                Some(Err(error)) => return Err(Some(error)),
-                Some(Ok(frame)) => match frame.into_data() {
-                    Ok(data) => {
-                        permit.add(data.len());
-                        gather.push(data);
-                        if gather.len > max {
-                            return Err(None);
-                        }
-                    }
-                    Err(frame) => trailers = frame.into_trailers().ok(),
-                },
-            }
+    async move {
+        let mut permit = Permit::new(gauge);
+        if body.is_end_stream() {
+            return Collected::Whole {
+                frames: Frames::None,
+                trailers: None,
+                permit,
+            };
         }
-        Ok(())
-    })
-    .await;
-    let frames = gather.finish();
-    match ended {
-        Some(Ok(())) => Collected::Whole {
-            frames,
-            trailers,
-            permit,
-        },
-        Some(Err(Some(error))) => Collected::Broken {
-            frames,
-            error,
-            permit,
-        },
-        Some(Err(None)) | None => Collected::Partial {
-            frames,
-            rest: body,
-            permit,
-        },
+        // It may have to be handed on half read, and a body cannot be moved once it was polled.
+        let mut body = Box::pin(body);
+        if body.size_hint().lower() > max as u64 {
+            return Collected::Partial {
+                frames: Frames::None,
+                rest: body,
+                permit,
+            };
+        }
+        let mut gather = Gather::default();
+        let mut trailers = None;
+        let ended = within(timeout, async {
+            while trailers.is_none() && !body.is_end_stream() {
+                match body.frame().await {
+                    None => break,
+                    Some(Err(error)) => return Err(Some(error)),
+                    Some(Ok(frame)) => match frame.into_data() {
+                        Ok(data) => {
+                            permit.add(data.len());
+                            gather.push(data);
+                            if gather.len > max {
+                                return Err(None);
+                            }
+                        }
+                        Err(frame) => trailers = frame.into_trailers().ok().map(Box::new),
+                    },
+                }
+            }
+            Ok(())
+        })
+        .await;
+        let frames = gather.finish();
+        match ended {
+            Some(Ok(())) => Collected::Whole {
+                frames,
+                trailers,
+                permit,
+            },
+            Some(Err(Some(error))) => Collected::Broken {
+                frames,
+                error,
+                permit,
+            },
+            Some(Err(None)) | None => Collected::Partial {
+                frames,
+                rest: body,
+                permit,
+            },
+        }
     }
 }
 
@@ -559,7 +570,7 @@ pin_project! {
     #[project = ResponseKindProj]
     enum ResponseKind<B> {
         Untouched { #[pin] body: B },
-        Buffered { data: Outgoing, trailers: Option<HeaderMap>, exact: bool },
+        Buffered { data: Outgoing, trailers: Trailers, exact: bool },
         PassedOn { data: Outgoing, rest: Pin<Box<B>> },
         // A struct that named `B::Error` would need the bound `B: Body`, and so would every struct
         // that holds one. `broken` puts a `B::Error` here, so nothing else comes out.
@@ -586,7 +597,7 @@ impl<B> ResponseBody<B> {
     /// length (U07).
     pub(crate) fn buffered(
         frames: impl Into<Frames>,
-        trailers: Option<HeaderMap>,
+        trailers: Trailers,
         exact: bool,
         permit: Option<Permit>,
     ) -> Self {
@@ -654,7 +665,7 @@ where
                     Some(data) => Some(Ok(Frame::data(data))),
                     None => trailers
                         .take()
-                        .map(|trailers| Ok(Frame::trailers(trailers))),
+                        .map(|trailers| Ok(Frame::trailers(*trailers))),
                 };
                 // That nothing more comes may be said once it was asked for.
                 *exact |= data.is_empty() && trailers.is_none();
@@ -842,7 +853,7 @@ mod tests {
     async fn read_all(body: Script, max: usize) -> Result<BufferedBody, ReadError> {
         read(
             pin!(body),
-            limits(max),
+            &limits(max),
             &Arc::new(Gauge::default()),
             |_: &[u8]| {},
         )
@@ -888,7 +899,7 @@ mod tests {
         let body = Script::new([data("ab"), data(""), Step::Trailers, Step::Panic]);
         let gauge = Arc::new(Gauge::default());
         let mut seen = Vec::new();
-        let read = read(pin!(body), limits(10), &gauge, |piece: &[u8]| {
+        let read = read(pin!(body), &limits(10), &gauge, |piece: &[u8]| {
             seen.extend_from_slice(piece);
         })
         .await
@@ -970,7 +981,7 @@ mod tests {
     async fn u16_a_stated_length_over_the_limit_is_refused_unread() {
         let mut body = pin!(Script::of(&["abcde"]).stating(5));
         let gauge = Arc::new(Gauge::default());
-        let error = read(body.as_mut(), limits(4), &gauge, |_: &[u8]| {})
+        let error = read(body.as_mut(), &limits(4), &gauge, |_: &[u8]| {})
             .await
             .err();
         assert_eq!((error, body.polls), (Some(ReadError::TooLarge), 0));
@@ -1025,7 +1036,7 @@ mod tests {
             ..limits(4)
         };
         let read = async |frames: &[&'static str]| {
-            read(pin!(Script::of(frames)), limits, &gauge, |_: &[u8]| {}).await
+            read(pin!(Script::of(frames)), &limits, &gauge, |_: &[u8]| {}).await
         };
         let first = read(&["abcd"]).await.unwrap();
         assert_eq!(gauge.used(), 4);
@@ -1075,7 +1086,7 @@ mod tests {
         let long = Bytes::from(vec![b'y'; SHORT]);
         let gauge = Arc::new(Gauge::default());
         let script = Script::new([Step::Data(long.clone()), data("a"), Step::Data(long)]);
-        let mut body = read(pin!(script), limits(3 * SHORT), &gauge, |_: &[u8]| {})
+        let mut body = read(pin!(script), &limits(3 * SHORT), &gauge, |_: &[u8]| {})
             .await
             .unwrap();
         let joined = body.contiguous();
@@ -1197,7 +1208,7 @@ mod tests {
     async fn u07_u22_hyper_sends_what_is_meant() {
         let of = |frames: &'static str, trailing: bool, exact| {
             move || {
-                let trailers = trailing.then(trailers);
+                let trailers = trailing.then(|| Box::new(trailers()));
                 ResponseBody::buffered(Bytes::from_static(frames.as_bytes()), trailers, exact, None)
             }
         };

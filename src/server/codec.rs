@@ -45,7 +45,7 @@ pub(crate) struct Answer {
     pub(crate) status: StatusCode,
     pub(crate) headers: HeaderMap,
     pub(crate) body: Bytes,
-    pub(crate) trailers: Option<HeaderMap>,
+    pub(crate) trailers: Option<Box<HeaderMap>>,
     /// Whether the original stated its length, see
     /// [`ResponseBody::buffered`](super::ResponseBody).
     pub(crate) exact: bool,
@@ -188,7 +188,7 @@ pub(crate) fn decode(payload: &Payload) -> Result<Answer, CorruptAnswer> {
     let headers = lines(&mut rest)?;
     let trailers = match flags & TRAILERS {
         0 => None,
-        _ => Some(lines(&mut rest)?),
+        _ => Some(Box::new(lines(&mut rest)?)),
     };
     if rest.len() != body_len {
         return Err(CorruptAnswer::Malformed("the length of the body"));
@@ -301,7 +301,7 @@ mod tests {
             assert_eq!(answer.status, 201);
             assert_eq!(shown(&answer.headers), shown(&parts.headers));
             assert_eq!(answer.body, "abcde");
-            assert_eq!(answer.trailers.as_ref().map(shown), trailers.map(shown));
+            assert_eq!(answer.trailers.as_deref().map(shown), trailers.map(shown));
             assert_eq!(answer.exact, exact);
         }
     }
@@ -480,7 +480,7 @@ mod tests {
             let answer = decode(&payload).unwrap();
             prop_assert_eq!(answer.status.as_u16(), status);
             prop_assert_eq!(shown(&answer.headers), shown(&headers));
-            prop_assert_eq!(answer.trailers.as_ref().map(shown), trailers.map(shown));
+            prop_assert_eq!(answer.trailers.as_deref().map(shown), trailers.map(shown));
             prop_assert_eq!(answer.body, frames.concat());
             prop_assert_eq!(answer.exact, exact);
         }

@@ -8,7 +8,7 @@ use http::{
 };
 
 use super::{
-    body::ResponseBody,
+    body::{ReadLimits, ResponseBody},
     codec,
     extract::{self, Fingerprinter, KeySource, Scope},
     problem::Refusal,
@@ -48,11 +48,9 @@ pub(super) struct Config {
     pub(super) replay_status: Option<ReplayStatus>,
     pub(super) replay_set_cookie: bool,
     pub(super) retry_after: Duration,
-    pub(super) body_limit: usize,
-    pub(super) body_timeout: Duration,
+    pub(super) read_limits: ReadLimits,
     pub(super) response_limit: usize,
     pub(super) response_timeout: Duration,
-    pub(super) buffer_limit: usize,
     pub(super) docs_url: Option<String>,
     pub(super) on_refusal: Option<OnRefusal>,
 }

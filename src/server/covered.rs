@@ -27,12 +27,17 @@ use crate::{
 };
 
 /// One covered request on its way.
+///
+/// It stays in one place, and its methods borrow it: the whole future is put on the heap for each
+/// request, and is worth keeping small. Up to about a kilobyte an allocator has it at hand.
 pub(super) struct Covered<Svc> {
     pub(super) config: Arc<Config>,
     pub(super) stage: Arc<Stage>,
     /// The service that was ready; let go while the request waits for another execution.
     pub(super) ready: Option<Svc>,
     pub(super) spare: Svc,
+    /// The head of the request, until the handler gets it.
+    pub(super) head: Parts,
 }
 
 pub(super) type Answer<Svc, ReqBody, ResBody> =
@@ -45,7 +50,6 @@ pub(super) type Answer<Svc, ReqBody, ResBody> =
 impl<Svc> Covered<Svc> {
     pub(super) fn answer<ReqBody, ResBody>(
         mut self,
-        parts: Parts,
         body: ReqBody,
         key: InHead,
     ) -> impl Future<Output = Answer<Svc, ReqBody, ResBody>>
@@ -57,7 +61,8 @@ impl<Svc> Covered<Svc> {
     {
         async move {
             let admitted = {
-                let mut admission = pin!(admit(&self.config, &parts, body, key));
+                let body = pin!(body);
+                let mut admission = pin!(admit(&self.config, &self.head, body, &key));
                 poll_fn(|cx| {
                     let polled = admission.as_mut().poll(cx);
                     if polled.is_pending() {
@@ -68,39 +73,50 @@ impl<Svc> Covered<Svc> {
                 })
                 .await
             };
-            let Admitted {
-                body,
-                store_key,
-                fingerprint,
-            } = match admitted {
+            let admitted = match admitted {
                 Ok(admitted) => admitted,
                 Err(Turned::Refused(refusal)) => {
                     let outcome = Outcome::Refused(refusal.reason());
                     return Ok(told(self.config.refused(&refusal), None, outcome));
                 }
-                Err(Turned::Keyless(body)) => return self.pass_on(parts, body).await,
+                Err(Turned::Keyless(body)) => return Box::pin(self.pass_on(body)).await,
             };
-            let outer = parts.extensions.get::<Execution>();
-            if outer.is_some_and(|outer| *outer.store_key() == store_key) {
+            self.proceed(admitted).await
+        }
+    }
+
+    /// Claims the key, and does what is to be done then.
+    fn proceed<ReqBody, ResBody>(
+        &mut self,
+        admitted: Admitted,
+    ) -> impl Future<Output = Answer<Svc, ReqBody, ResBody>>
+    where
+        Svc: Service<Request<RequestBody<ReqBody>>, Response = Response<ResBody>>,
+        ResBody: Body<Data = Bytes>,
+        ResBody::Error: Send + 'static,
+    {
+        async move {
+            let outer = self.head.extensions.get::<Execution>();
+            if outer.is_some_and(|outer| *outer.store_key() == admitted.store_key) {
                 // A layer further out runs this very operation: this one would wait for itself.
-                return self.pass_on(parts, body).await;
+                return Box::pin(self.pass_on(admitted.body)).await;
             }
-            let engine = &self.config.engine;
-            let begin = engine.begin(&store_key, fingerprint, &self.stage, || {
+            let (key, engine) = (&admitted.store_key, &self.config.engine);
+            let begin = engine.begin(key, &admitted.fingerprint, &self.stage, || {
                 self.ready = None;
             });
             match begin.await {
-                Begin::Run(running) => self.run(running, parts, body).await,
-                Begin::Replay(payload) => Ok(self.config.replay(&store_key, &payload)),
+                // Boxed, since a replay needs no room for it.
+                Begin::Run(running) => Box::pin(self.run(running, admitted.body)).await,
+                Begin::Replay(payload) => Ok(self.config.replay(key, &payload)),
                 Begin::Refuse(reason) => {
                     let config = &self.config;
-                    let key = store_key.parts().key;
-                    let response = config.refused(&config.refusal(reason, Some(key)));
-                    Ok(told(response, Some(&store_key), Outcome::Refused(reason)))
+                    let response = config.refused(&config.refusal(reason, Some(key.parts().key)));
+                    Ok(told(response, Some(key), Outcome::Refused(reason)))
                 }
                 Begin::Unprotected => {
-                    let response = self.pass_on(parts, body).await?;
-                    Ok(told(response, Some(&store_key), Outcome::Unprotected))
+                    let response = Box::pin(self.pass_on(admitted.body)).await?;
+                    Ok(told(response, Some(key), Outcome::Unprotected))
                 }
                 // Nobody is there to read this.
                 Begin::CallerLeft => Ok(Response::new(ResponseBody::empty())),
@@ -108,29 +124,35 @@ impl<Svc> Covered<Svc> {
         }
     }
 
+    /// What the handler gets. Once: the head is gone then.
+    fn request<ReqBody>(&mut self, body: BufferedBody) -> Request<RequestBody<ReqBody>> {
+        let (nothing, ()) = Request::new(()).into_parts();
+        let head = std::mem::replace(&mut self.head, nothing);
+        Request::from_parts(head, RequestBody::buffered(body))
+    }
+
     /// Runs the handler without a record.
     async fn pass_on<ReqBody, ResBody>(
-        mut self,
-        parts: Parts,
+        &mut self,
         body: BufferedBody,
     ) -> Answer<Svc, ReqBody, ResBody>
     where
         Svc: Service<Request<RequestBody<ReqBody>>, Response = Response<ResBody>>,
         ResBody: Body<Data = Bytes>,
     {
-        let request = Request::from_parts(parts, RequestBody::buffered(body));
-        let response = match self.ready.take() {
-            Some(mut ready) => ready.call(request).await?,
-            None => self.spare.oneshot(request).await?,
+        let request = self.request(body);
+        let service = match &mut self.ready {
+            Some(ready) => ready,
+            None => self.spare.ready().await?,
         };
+        let response = service.call(request).await?;
         Ok(response.map(ResponseBody::untouched))
     }
 
     /// Runs the handler under its claim, and records how it ended.
     fn run<ReqBody, ResBody>(
-        mut self,
+        &mut self,
         mut running: Running,
-        mut parts: Parts,
         body: BufferedBody,
     ) -> impl Future<Output = Answer<Svc, ReqBody, ResBody>>
     where
@@ -139,58 +161,32 @@ impl<Svc> Covered<Svc> {
         ResBody::Error: Send + 'static,
     {
         async move {
-            let head = parts.method == Method::HEAD;
+            let head_only = self.head.method == Method::HEAD;
             let execution = running.execution().clone();
-            let (store_key, config) = (execution.store_key(), &*self.config);
-            let prepared = running.watch(async {
-                if let Some(probe) = config.takeover.probing()
-                    && execution.entry() == Entry::Takeover
-                {
-                    match probe(execution.clone(), &parts).await {
-                        Probed::Completed(response) => return Err(probed(config, response)),
-                        Probed::Unknown => {
-                            let key = Some(execution.key());
-                            let refusal = config.refusal(Reason::Abandoned, key);
-                            return Err((Ending::NotRun, Ok(config.refused(&refusal))));
-                        }
-                        Probed::NotDone => {}
-                    }
-                }
-                match &mut self.ready {
-                    Some(_) => Ok(()),
-                    None => match self.spare.ready().await {
-                        Ok(_) => Ok(()),
-                        Err(error) => Err((Ending::NotRun, Err(error))),
-                    },
-                }
-            });
-            let instead = match prepared.await {
-                Ok(Ok(())) => None,
-                Ok(Err(instead)) => Some(Ok(instead)),
-                Err(panic) => Some(Err((Ending::NotRun, panic))),
-            };
-            let ended = match instead {
-                Some(instead) => instead,
-                None => {
-                    parts.extensions.insert(execution.clone());
-                    let request = Request::from_parts(parts, RequestBody::buffered(body));
-                    let service = self.ready.as_mut().unwrap_or(&mut self.spare);
+            let (ending, answer) = match running.watch(self.prepare(&execution)).await {
+                Ok(Ok(())) => {
+                    self.head.extensions.insert(execution.clone());
                     let work = running.watch(async {
-                        match service.call(request).await {
-                            Ok(response) => answered(config, head, response).await,
-                            Err(error) => (Ending::Failed, Err(error)),
-                        }
+                        let request = self.request(body);
+                        let service = self.ready.as_mut().unwrap_or(&mut self.spare);
+                        let (parts, body) = match service.call(request).await {
+                            Ok(response) => response.into_parts(),
+                            Err(error) => return (Ending::Failed, Err(error)),
+                        };
+                        answered(&self.config, head_only, parts, body).await
                     });
-                    work.await.map_err(|panic| (Ending::Failed, panic))
-                }
-            };
-            let (ending, answer) = match ended {
-                Ok(ended) => ended,
-                Err((ending, panic)) => {
-                    if matches!(ending, Ending::Failed) {
-                        telemetry::outcome(Some(store_key), Outcome::Failed);
+                    match work.await {
+                        Ok(ended) => ended,
+                        Err(panic) => {
+                            telemetry::outcome(Some(execution.store_key()), Outcome::Failed);
+                            Box::pin(running.end(Ending::Failed)).await;
+                            resume_unwind(panic);
+                        }
                     }
-                    running.end(ending).await;
+                }
+                Ok(Err(instead)) => *instead,
+                Err(panic) => {
+                    Box::pin(running.end(Ending::NotRun)).await;
                     resume_unwind(panic);
                 }
             };
@@ -203,7 +199,9 @@ impl<Svc> Covered<Svc> {
                 Ending::Failed => Outcome::Failed,
                 Ending::NotRun => Outcome::Refused(Reason::Abandoned),
             };
-            let outcome = match running.end(ending).await {
+            let ended = running.end(ending).await;
+            let (store_key, config) = (execution.store_key(), &*self.config);
+            let outcome = match ended {
                 Ended::Recorded => outcome,
                 Ended::NotReplayable => Outcome::NotReplayable,
                 Ended::Unrecorded => Outcome::Unrecorded,
@@ -226,4 +224,40 @@ impl<Svc> Covered<Svc> {
             }
         }
     }
+
+    /// Sees that the handler is to run, and that its service is ready. An error is how the
+    /// execution ends instead.
+    fn prepare<ReqBody, ResBody>(
+        &mut self,
+        execution: &Execution,
+    ) -> impl Future<Output = Result<(), Box<Instead<Svc, ReqBody, ResBody>>>>
+    where
+        Svc: Service<Request<RequestBody<ReqBody>>, Response = Response<ResBody>>,
+    {
+        async move {
+            if let Some(probe) = self.config.takeover.probing()
+                && execution.entry() == Entry::Takeover
+            {
+                match probe(execution.clone(), &self.head).await {
+                    Probed::Completed(response) => {
+                        return Err(Box::new(probed(&self.config, response)));
+                    }
+                    Probed::Unknown => {
+                        let config = &self.config;
+                        let refusal = config.refusal(Reason::Abandoned, Some(execution.key()));
+                        return Err(Box::new((Ending::NotRun, Ok(config.refused(&refusal)))));
+                    }
+                    Probed::NotDone => {}
+                }
+            }
+            if self.ready.is_none() {
+                let ready = self.spare.ready().await;
+                ready.map_err(|error| Box::new((Ending::NotRun, Err(error))))?;
+            }
+            Ok(())
+        }
+    }
 }
+
+/// How an execution ends whose handler does not run, and its answer.
+type Instead<Svc, ReqBody, ResBody> = (Ending, Answer<Svc, ReqBody, ResBody>);

@@ -7,6 +7,7 @@ use http::{HeaderMap, Response, StatusCode, request, response};
 use tower_layer::Layer;
 
 use super::{
+    body::ReadLimits,
     config::Config,
     extract::{Fingerprinter, KeySource, Scope},
     problem::Refusal,
@@ -148,11 +149,13 @@ impl<S: Store> IdempotencyLayer<S> {
                 replay_status: None,
                 replay_set_cookie: false,
                 retry_after: Duration::from_secs(1),
-                body_limit: MIB,
-                body_timeout: Duration::from_secs(30),
+                read_limits: ReadLimits {
+                    max: MIB,
+                    timeout: Duration::from_secs(30),
+                    total: 256 * MIB,
+                },
                 response_limit: MIB,
                 response_timeout: Duration::from_secs(10),
-                buffer_limit: 256 * MIB,
                 docs_url: None,
                 on_refusal: None,
             }),
@@ -391,7 +394,7 @@ impl<S: ?Sized> IdempotencyLayer<S> {
     ///
     /// Raise it where your handlers take more: it must be at least their own limit.
     pub fn body_limit(self, bytes: usize) -> Self {
-        self.set(|config| config.body_limit = bytes)
+        self.set(|config| config.read_limits.max = bytes)
     }
 
     /// How long a request body may take to arrive: 30 seconds by default; then it is refused with
@@ -399,7 +402,7 @@ impl<S: ?Sized> IdempotencyLayer<S> {
     ///
     /// Raise it for large bodies over slow lines; lower it where only small ones come.
     pub fn body_timeout(self, timeout: Duration) -> Self {
-        self.set(|config| config.body_timeout = timeout)
+        self.set(|config| config.read_limits.timeout = timeout)
     }
 
     /// The greatest answer that is recorded, in bytes of body: 1 MiB by default. A larger one is
@@ -430,7 +433,7 @@ impl<S: ?Sized> IdempotencyLayer<S> {
     /// frame stays in the buffer that the server read it in; what the server itself holds for each
     /// connection comes on top.
     pub fn buffer_limit(self, bytes: usize) -> Self {
-        self.set(|config| config.buffer_limit = bytes)
+        self.set(|config| config.read_limits.total = bytes)
     }
 
     /// The greatest checkpoint, in bytes: 64 KiB by default.

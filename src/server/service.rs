@@ -104,8 +104,9 @@ where
             stage: Arc::clone(&stage),
             ready: Some(ready),
             spare,
+            head: parts,
         };
-        let work = Box::pin(covered.answer(parts, body, key));
+        let work = Box::pin(covered.answer(body, key));
         ResponseFuture::covered(Attached::new(work, stage, counts, limit))
     }
 }
