@@ -4,6 +4,8 @@
 
 mod bodies;
 mod bodies_h2;
+#[cfg(feature = "axum")]
+mod down;
 mod expect;
 mod floods;
 mod heads;
