@@ -39,14 +39,21 @@ pub(super) struct Admitted {
 
 /// Why a request does not reach the store.
 pub(super) enum Turned {
-    Refused(Refusal),
+    Refused {
+        refusal: Refusal,
+        /// Whether some of the body is still to come, so that the connection cannot go on.
+        unread: bool,
+    },
     /// It has no key and needs none.
     Keyless(BufferedBody),
 }
 
 impl From<Refusal> for Turned {
     fn from(refusal: Refusal) -> Self {
-        Self::Refused(refusal)
+        Self::Refused {
+            refusal,
+            unread: false,
+        }
     }
 }
 
@@ -71,14 +78,16 @@ pub(super) async fn admit<B: Body<Data = Bytes>>(
         Ok(read) => read,
         Err(refusal) => {
             // What is left of the body is in the way of the connection's next request. A client
-            // that was not told to send has sent none, and one that was too slow is not waited for
-            // again.
-            let late = refusal.reason() == Reason::BodyTooSlow;
-            if !late && (reads || !parts.headers.contains_key(EXPECT)) {
+            // that was not told to send has sent none, one that was too slow is not waited for
+            // again, and of a body that broke off nothing is left that could be told apart.
+            let lost = matches!(refusal.reason(), Reason::BodyTooSlow | Reason::BodyBroken);
+            let unread = if lost || !reads && parts.headers.contains_key(EXPECT) {
+                !body.is_end_stream()
+            } else {
                 let max = config.body_limit.saturating_add(DISCARD_BEYOND);
-                body::discard(body, max, DISCARD_TIMEOUT).await;
-            }
-            return Err(refusal.into());
+                !body::discard(body, max, DISCARD_TIMEOUT).await
+            };
+            return Err(Turned::Refused { refusal, unread });
         }
     };
     let key = match key {

@@ -8,7 +8,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{Method, Request, Response, request::Parts};
+use http::{HeaderValue, Method, Request, Response, Version, header::CONNECTION, request::Parts};
 use http_body::Body;
 use tower::{Service, ServiceExt};
 
@@ -66,9 +66,16 @@ impl<Svc> Covered<Svc> {
         };
         let admitted = match admitted {
             Ok(admitted) => admitted,
-            Err(Turned::Refused(refusal)) => {
+            Err(Turned::Refused { refusal, unread }) => {
                 let outcome = Outcome::Refused(refusal.reason());
-                return Ok(told(config.refused(&refusal), None, outcome));
+                let mut response = config.refused(&refusal);
+                if unread && parts.version < Version::HTTP_2 {
+                    // The server has to close what it cannot read on; the client is to know it
+                    // before it sends another request (RFC 9112, 9.6).
+                    let close = HeaderValue::from_static("close");
+                    response.headers_mut().insert(CONNECTION, close);
+                }
+                return Ok(told(response, None, outcome));
             }
             Err(Turned::Keyless(body)) => return self.pass_on(parts, body).await,
         };

@@ -86,6 +86,12 @@ use crate::{
 /// receives does not work under a key: it is refused when its time is up. An answer that is too
 /// large, too slow, or `text/event-stream` goes out as it comes, and its key counts as completed.
 ///
+/// # Connections
+///
+/// The body of a refused request is read on, for up to a second and up to 256 KiB beyond the
+/// [limit](Self::body_limit), so that its connection can go on. If more of it is to come, or the
+/// client waits for `100 Continue`, the refusal says `Connection: close` over HTTP/1.
+///
 /// # Sharing
 ///
 /// Clones of a layer, and the services it makes, share the store and the limits. An option that is

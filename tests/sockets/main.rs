@@ -4,11 +4,11 @@
 
 mod bodies;
 mod bodies_h2;
-#[cfg(feature = "axum")]
 mod down;
 mod expect;
 mod floods;
 mod heads;
+mod keep_alive;
 mod leaving;
 mod memory;
 mod records;
