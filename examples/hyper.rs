@@ -61,8 +61,8 @@ async fn handle(
             // Under a key the body has been read already, and comes from memory.
             let order = body.collect().await?.to_bytes();
             let order = String::from_utf8_lossy(&order).into_owned();
-            // It takes a moment, so that duplicates can meet it and clients can leave.
-            tokio::time::sleep(Duration::from_millis(500)).await;
+            // It takes its time, so that duplicates can meet it and clients can leave.
+            tokio::time::sleep(Duration::from_secs(1)).await;
             let attempt = parts.extensions.get().map_or(0, Execution::attempt);
             let number = orders.add(order);
             response

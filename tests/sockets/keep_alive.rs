@@ -184,7 +184,7 @@ fn by_caller<S: Store>(store: S) -> IdempotencyLayer<S> {
     IdempotencyLayer::new(store, Scope::header("x-caller"))
         .require_key(true)
         .body_limit(LIMIT)
-        .body_timeout(Duration::from_millis(500))
+        .body_timeout(Duration::from_secs(1))
 }
 
 /// I02, I08, S12, I12, U16, U17: what is refused by its head or body.
