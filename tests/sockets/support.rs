@@ -188,6 +188,9 @@ impl Service {
                 .header("content-length", "5")
                 .body(full(String::new())),
             "/hints" => response.status(103).body(full(String::new())),
+            "/framed-empty" => response
+                .header("transfer-encoding", "chunked")
+                .body(StreamBody::new(futures::stream::empty()).boxed()),
             "/unknown-length" | "/own-lines" => {
                 let frames = ["in ", "pieces"].map(|data| Ok(Frame::data(data.into())));
                 if parts.uri.path() == "/own-lines" {

@@ -148,6 +148,24 @@ async fn p2_lines_of_the_connection_are_not_replayed() {
     }
 }
 
+/// P2: an answer in chunks that are none ends all the same, fresh and replayed.
+#[tokio::test]
+async fn p2_no_data_in_chunks() {
+    for stack in [Stack::Axum, Stack::Http1, Stack::Http2] {
+        for covers in [false, true] {
+            let server = Server::start(stack, |layer| layer.covers(move |_| covers)).await;
+            for replay in [false, covers] {
+                let (answer, connection) = ask(stack, &server, "/framed-empty").await;
+                assert_eq!((answer.text(), answer.is_replay()), ("", replay));
+                if let Some(mut connection) = connection {
+                    connection.send(post_to("/framed-empty", KEY, b"x")).await;
+                    assert_eq!(connection.answer().await.status, 200);
+                }
+            }
+        }
+    }
+}
+
 /// P10, U24: the handler gets the request's lines as they were sent, under a key as without the
 /// layer: duplicates in their order, bytes that are not UTF-8, empty ones.
 #[tokio::test]
