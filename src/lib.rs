@@ -36,7 +36,7 @@
 //! |---|---|
 //! | Which requests, whose, how long, how large? | [`IdempotencyLayer`], [`KeySource`], [`Scope`], [`Fingerprinter`] |
 //! | What counts as done? | [`verdict`] |
-//! | What can the handler know and do? | [`Execution`], in the request's extensions |
+//! | What can the handler know and do? | [`Execution`], in the request's extensions; in axum an extractor |
 //! | What after a crash? | [`Takeover`], [`Entry`] |
 //! | What happened? | [`Outcome`], in the response's extensions |
 //! | Where are records kept? | [`Store`], [`MemoryStore`] |
@@ -52,8 +52,8 @@
 //!
 //! - `json` (default): keys from a JSON body, and fingerprints over canonical JSON.
 //! - `tracing` (default): events with the target `tower_idempotency`. Keys appear hashed.
-//! - `axum`: reads axum's `OriginalUri`, so that nested routers do not share records. Turn it on in
-//!   every axum app.
+//! - `axum`: reads axum's `OriginalUri`, so that nested routers do not share records; handlers take
+//!   an [`Execution`] as an argument. Turn it on in every axum app.
 //! - `testing`: the conformance suite for stores of your own.
 //!
 //! [draft]: https://datatracker.ietf.org/doc/html/draft-ietf-httpapi-idempotency-key-header-07
@@ -80,6 +80,8 @@ pub use record::{
     Claim, ClaimRequest, Claimed, Entry, FencingToken, Lease, OwnerId, Payload, Record, Snapshot,
     State, Timestamp,
 };
+#[cfg(feature = "axum")]
+pub use server::MissingExecution;
 pub use server::{
     Fingerprinter, Idempotency, IdempotencyLayer, KeySource, Probed, Refusal, RequestBody,
     ResponseBody, ResponseFuture, Scope, Takeover, verdict,

@@ -53,11 +53,11 @@ impl std::ops::Add<Duration> for Timestamp {
 /// A store changes a claimed record only for its owner. Claiming again under the same owner gives
 /// the same claim, so a store call whose answer was lost may be sent again.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub struct OwnerId(u128);
+pub struct OwnerId([u64; 2]);
 
 impl OwnerId {
     /// The owner of a record that was given back: no claimant has this id.
-    pub const NOBODY: Self = Self(0);
+    pub const NOBODY: Self = Self([0; 2]);
 
     /// A new one: 64 bits that count up from a random number of this thread, and 64 random bits of
     /// this thread, combined with the time.
@@ -80,19 +80,20 @@ impl OwnerId {
         let (count, fixed) = drawn.unwrap_or_else(|_| (random(), random()));
         let now = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
         let low = fixed ^ now.as_nanos() as u64;
-        Self(u128::from(count) << 64 | u128::from(low))
+        Self([count, low])
     }
 
     /// From what a store kept, or, in a test, from a number of your choice.
     #[must_use]
     pub const fn from_u128(id: u128) -> Self {
-        Self(id)
+        Self([(id >> 64) as u64, id as u64])
     }
 
     /// For a store to keep.
     #[must_use]
     pub const fn as_u128(self) -> u128 {
-        self.0
+        let [high, low] = self.0;
+        (high as u128) << 64 | low as u128
     }
 }
 
@@ -108,7 +109,7 @@ fn random() -> u64 {
 /// 32 lower-case hex digits.
 impl fmt::Display for OwnerId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:032x}", self.0)
+        write!(f, "{:032x}", self.as_u128())
     }
 }
 

@@ -66,29 +66,16 @@ impl Engine {
             loop {
                 let counted = self.work().start();
                 stage.claiming();
-                let token = match self.ask(self.store().claim(key, &request)).await {
-                    Ok(Claim::Claimed(claimed)) => {
-                        let turn = line.turn.take();
-                        let running =
-                            Running::new(self.clone(), key.clone(), claimed, counted, turn);
-                        if stage.granted() {
-                            return Begin::Run(running);
-                        }
+                let claim = self.ask(self.store().claim(key, &request)).await;
+                let turn = line.turn.take();
+                let token = match self.heard(key, &request, claim, stage, counted, turn) {
+                    Heard::Begin(begin) => return begin,
+                    Heard::TooLate(running) => {
                         Box::pin(running.end(Ending::NotRun)).await;
                         return Begin::CallerLeft;
                     }
-                    Err(error) => {
-                        let caller_stays = stage.not_granted();
-                        return self.unavailable(key, &request, error, caller_stays);
-                    }
-                    Ok(_) if !stage.not_granted() => return Begin::CallerLeft,
-                    Ok(Claim::Completed(payload)) => return completed(payload),
-                    Ok(Claim::Mismatch) => return Begin::Refuse(Reason::Mismatch),
-                    Ok(Claim::OtherAlgorithm) => return Begin::Refuse(Reason::OtherAlgorithm),
-                    Ok(Claim::Abandoned) => return Begin::Refuse(Reason::Abandoned),
-                    Ok(Claim::InProgress { token }) => token,
+                    Heard::InProgress(token) => token,
                 };
-                drop((counted, line.turn.take()));
                 let OnConflict::Wait(limit) = options.on_conflict else {
                     return Begin::Refuse(Reason::InProgress);
                 };
@@ -102,6 +89,39 @@ impl Engine {
                 }
             }
         }
+    }
+
+    /// What the store's answer to a claim means. Where the key is not claimed, the turn is over, and
+    /// nothing runs any more.
+    fn heard(
+        &self,
+        key: &StoreKey,
+        request: &ClaimRequest,
+        claim: Result<Claim, StoreError>,
+        stage: &Stage,
+        counted: Counted,
+        turn: Option<OwnedMutexGuard<()>>,
+    ) -> Heard {
+        let caller_stays = match &claim {
+            Ok(Claim::Claimed(_)) => stage.granted(),
+            _ => stage.not_granted(),
+        };
+        Heard::Begin(match claim {
+            Ok(Claim::Claimed(claimed)) => {
+                let running = Running::new(self.clone(), key.clone(), claimed, counted, turn);
+                match caller_stays {
+                    true => Begin::Run(running),
+                    false => return Heard::TooLate(running),
+                }
+            }
+            Err(error) => self.unavailable(key, request, error, caller_stays),
+            Ok(_) if !caller_stays => Begin::CallerLeft,
+            Ok(Claim::Completed(payload)) => completed(payload),
+            Ok(Claim::Mismatch) => Begin::Refuse(Reason::Mismatch),
+            Ok(Claim::OtherAlgorithm) => Begin::Refuse(Reason::OtherAlgorithm),
+            Ok(Claim::Abandoned) => Begin::Refuse(Reason::Abandoned),
+            Ok(Claim::InProgress { token }) => return Heard::InProgress(token),
+        })
     }
 
     fn unavailable(
@@ -168,6 +188,14 @@ impl Engine {
             drop(counted);
         });
     }
+}
+
+/// What the store's answer to a claim means.
+enum Heard {
+    Begin(Begin),
+    /// The caller left before the key was claimed: it is to be given back.
+    TooLate(Running),
+    InProgress(FencingToken),
 }
 
 /// A waiter's place among the others, and how long it waits.

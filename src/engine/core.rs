@@ -1,6 +1,6 @@
 //! The [`Engine`] itself: the store, the options and what all its executions share.
 
-use std::{error::Error, future::Future, panic::AssertUnwindSafe, sync::Arc, time::Duration};
+use std::{future::Future, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use futures::FutureExt;
 use tokio::time::Instant;
@@ -104,30 +104,37 @@ impl Engine {
     }
 
     /// Asks the store, with its deadline.
-    pub(super) async fn ask<T>(
+    pub(super) fn ask<T, F>(
         &self,
-        call: impl Future<Output = Result<T, StoreError>>,
-    ) -> Result<T, StoreError> {
-        self.ask_within(self.options().store_timeout, call).await
+        call: F,
+    ) -> impl Future<Output = Result<T, StoreError>> + use<T, F>
+    where
+        F: Future<Output = Result<T, StoreError>>,
+    {
+        self.ask_within(self.options().store_timeout, call)
     }
 
     /// Asks the store. Past the limit, or where the store panics, whether the call took effect is
     /// not known.
-    pub(super) async fn ask_within<T>(
+    pub(super) fn ask_within<T, F>(
         &self,
         limit: Duration,
-        call: impl Future<Output = Result<T, StoreError>>,
-    ) -> Result<T, StoreError> {
-        let unavailable = |source: Box<dyn Error + Send + Sync>| {
-            Err(StoreError::unavailable("idempotency", source))
-        };
+        call: F,
+    ) -> impl Future<Output = Result<T, StoreError>> + use<T, F>
+    where
+        F: Future<Output = Result<T, StoreError>>,
+    {
         // What the store did to itself is its own matter: nothing of ours is shared with it.
-        match within(limit, AssertUnwindSafe(call).catch_unwind()).await {
+        within(limit, AssertUnwindSafe(call).catch_unwind()).map(|answer| match answer {
             Some(Ok(answer)) => answer,
-            Some(Err(_panic)) => unavailable("the store panicked".into()),
-            None => unavailable("the store did not answer in time".into()),
-        }
+            Some(Err(_panic)) => Err(unavailable("the store panicked")),
+            None => Err(unavailable("the store did not answer in time")),
+        })
     }
+}
+
+fn unavailable(source: &'static str) -> StoreError {
+    StoreError::unavailable("idempotency", source)
 }
 
 /// The moment when a limit that starts now is over.

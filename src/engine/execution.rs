@@ -26,7 +26,7 @@ use crate::{
 ///
 /// The server layer puts one into the extensions of every request that it runs under a key. A
 /// request that runs without a key, or without protection because the layer fails open, has none.
-/// Clones are views of the same execution.
+/// With the feature `axum` it is an extractor. Clones are views of the same execution.
 ///
 /// ```
 /// use tower_idempotency::{Entry, Execution};

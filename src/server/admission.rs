@@ -35,14 +35,21 @@ pub(super) struct Admitted {
 
 /// Why a request does not reach the store.
 pub(super) enum Turned {
-    Refused(Refusal),
+    Refused {
+        refusal: Refusal,
+        /// Whether some of the body is still to come, so that the connection cannot go on.
+        unread: bool,
+    },
     /// It has no key and needs none.
     Keyless(BufferedBody),
 }
 
 impl From<Refusal> for Turned {
     fn from(refusal: Refusal) -> Self {
-        Self::Refused(refusal)
+        Self::Refused {
+            refusal,
+            unread: false,
+        }
     }
 }
 
@@ -55,66 +62,84 @@ pub(super) fn admit<B: Body<Data = Bytes>>(
     found: &InHead,
 ) -> impl Future<Output = Result<Admitted, Turned>> {
     async move {
-        let Known { key, caller } = match identify(config, parts, found) {
-            Ok(known) => known,
-            Err(refusal) => {
-                // A client that was not told to send has sent none: reading would tell it to.
-                if !parts.headers.contains_key(EXPECT) {
-                    discard(config, body).await;
-                }
-                return Err(refusal.into());
-            }
-        };
-        let reads = body.size_hint().lower() <= config.read_limits.max as u64;
-        let (mut read_body, fingerprint) = match read(config, parts, body.as_mut()).await {
-            Ok(read) => read,
-            Err(refusal) => {
-                // One that was too slow is not waited for again.
-                let late = refusal.reason() == Reason::BodyTooSlow;
-                if !late && (reads || !parts.headers.contains_key(EXPECT)) {
-                    discard(config, body).await;
-                }
-                return Err(refusal.into());
-            }
-        };
-        let from_body;
-        let key = match &key {
-            Some(key) => &**key,
-            None => {
-                let found = config
-                    .key
-                    .key_from_body(parts, &read_body.contiguous(), &fingerprint)
-                    .map_err(|error| config.invalid(&error))?;
-                match found {
-                    Some(key) => {
-                        from_body = key;
-                        config.validate(from_body.as_str())?;
-                        from_body.as_str()
+        let (refusal, leave) = match identify(config, parts, found) {
+            Ok(known) => {
+                // Reading tells a client that waits to send.
+                let told = body.size_hint().lower() <= config.read_limits.max as u64;
+                match read(config, parts, body.as_mut()).await {
+                    Ok((body, fingerprint)) => {
+                        return name(config, parts, known, body, fingerprint);
                     }
-                    None if config.key_required => {
-                        return Err(config.refusal(Reason::KeyMissing, None).into());
+                    Err(refusal) => {
+                        // One that was too slow is not waited for again, and of a body that broke
+                        // off nothing is left that could be told apart.
+                        let reason = refusal.reason();
+                        let lost = matches!(reason, Reason::BodyTooSlow | Reason::BodyBroken);
+                        (refusal, lost || !told && waits_to_send(parts))
                     }
-                    None => return Err(Turned::Keyless(read_body)),
                 }
             }
+            Err(refusal) => (refusal, waits_to_send(parts)),
         };
-        let endpoint = config.scope_by_endpoint.then(|| extract::endpoint(parts));
-        let endpoint = match &endpoint {
-            Some(name) => Part::Digest(name),
-            None => Part::Text(""),
+        let unread = match leave {
+            true => !body.is_end_stream(),
+            false => !discard(config, body).await,
         };
-        Ok(Admitted {
-            store_key: StoreKey::compose(&config.prefix, caller.part(), endpoint, key),
-            body: read_body,
-            fingerprint,
-        })
+        Err(Turned::Refused { refusal, unread })
     }
 }
 
-/// What is left of the body is in the way of the connection's next request.
-async fn discard<B: Body<Data = Bytes>>(config: &Config, body: Pin<&mut B>) {
+/// Names the record.
+fn name(
+    config: &Config,
+    parts: &Parts,
+    known: Known<'_>,
+    mut body: BufferedBody,
+    fingerprint: Fingerprint,
+) -> Result<Admitted, Turned> {
+    let from_body;
+    let key = match &known.key {
+        Some(key) => &**key,
+        None => {
+            let found = config
+                .key
+                .key_from_body(parts, &body.contiguous(), &fingerprint)
+                .map_err(|error| config.invalid(&error))?;
+            match found {
+                Some(key) => {
+                    from_body = key;
+                    config.validate(from_body.as_str())?;
+                    from_body.as_str()
+                }
+                None if config.key_required => {
+                    return Err(config.refusal(Reason::KeyMissing, None).into());
+                }
+                None => return Err(Turned::Keyless(body)),
+            }
+        }
+    };
+    let endpoint = config.scope_by_endpoint.then(|| extract::endpoint(parts));
+    let endpoint = match &endpoint {
+        Some(name) => Part::Digest(name),
+        None => Part::Text(""),
+    };
+    Ok(Admitted {
+        store_key: StoreKey::compose(&config.prefix, known.caller.part(), endpoint, key),
+        body,
+        fingerprint,
+    })
+}
+
+/// Whether the client sends its body only once it is told to, as the first reading would tell it.
+fn waits_to_send(parts: &Parts) -> bool {
+    parts.headers.contains_key(EXPECT)
+}
+
+/// What is left of the body is in the way of the connection's next request. Says whether it came to
+/// the end.
+async fn discard<B: Body<Data = Bytes>>(config: &Config, body: Pin<&mut B>) -> bool {
     let max = config.read_limits.max.saturating_add(DISCARD_BEYOND);
-    body::discard(body, max, DISCARD_TIMEOUT).await;
+    body::discard(body, max, DISCARD_TIMEOUT).await
 }
 
 /// What the head of a request tells.

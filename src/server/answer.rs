@@ -3,7 +3,11 @@
 use std::future::Future;
 
 use bytes::Bytes;
-use http::{HeaderValue, Response, StatusCode, header::CONTENT_TYPE, response};
+use http::{
+    HeaderValue, Response, StatusCode,
+    header::{CONTENT_TYPE, TRANSFER_ENCODING},
+    response,
+};
 use http_body::Body;
 
 use super::{
@@ -33,13 +37,16 @@ where
             return (ending, Ok(Response::from_parts(parts, body)));
         }
         // An answer that has no body by its nature may have a length all the same, or may not: a
-        // replay is to have one only if the first answer had (U22).
+        // replay is to have one only if the first answer had (U22). One that says how it is
+        // transferred (a proxy's, copied from the server behind it) must not have a length beside
+        // that: servers refuse to send both.
+        let framed = parts.headers.contains_key(TRANSFER_ENCODING);
         let bodiless = head
             || matches!(
                 parts.status,
                 StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED
             );
-        let exact = !bodiless || body.size_hint().exact().is_some();
+        let exact = !(bodiless || framed) || body.size_hint().exact().is_some();
         let (limit, timeout) = (config.response_limit, config.response_timeout);
         let collected = body::collect(body, limit, timeout, config.engine.work().bytes());
         let (ending, body) = match collected.await {

@@ -175,6 +175,7 @@ impl Gather {
 }
 
 /// Frames on their way out, and the share of the gauge that shrinks as they leave.
+#[derive(Default)]
 struct Outgoing {
     frames: Frames,
     len: usize,
@@ -210,6 +211,7 @@ impl Outgoing {
 }
 
 /// A request's body in memory.
+#[derive(Default)]
 pub(crate) struct BufferedBody {
     data: Outgoing,
     trailers: Trailers,
@@ -355,29 +357,36 @@ where
 }
 
 /// Reads what is left of `body` and drops it, up to `max` more bytes and for at most `timeout`.
+/// Says whether it came to the end.
 ///
 /// A server that answers before the body has ended must otherwise close the connection, and a
 /// client that is still sending may then see a reset instead of the answer. Nothing is read if the
 /// rest is known to be longer than `max`. Not for a client that waits for `100 Continue`: reading
 /// would tell it to send.
-pub(crate) async fn discard<B>(mut body: Pin<&mut B>, max: usize, timeout: Duration)
+pub(crate) async fn discard<B>(mut body: Pin<&mut B>, max: usize, timeout: Duration) -> bool
 where
     B: Body<Data = Bytes>,
 {
     let mut left = max as u64;
-    within(timeout, async {
-        while !body.is_end_stream() && body.size_hint().lower() <= left {
-            let Some(Ok(frame)) = body.frame().await else {
-                break;
+    let ended = within(timeout, async {
+        while !body.is_end_stream() {
+            if body.size_hint().lower() > left {
+                return false;
+            }
+            let frame = match body.frame().await {
+                None => break,
+                Some(Err(_)) => return false,
+                Some(Ok(frame)) => frame,
             };
             let len = frame.data_ref().map_or(0, Bytes::len) as u64;
             match left.checked_sub(len) {
                 Some(rest) => left = rest,
-                None => break,
+                None => return false,
             }
         }
-    })
-    .await;
+        true
+    });
+    ended.await.unwrap_or(false)
 }
 
 /// What became of an attempt to read an answer's body to its end.
@@ -1105,17 +1114,24 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn discard_reads_what_is_left_within_bounds() {
+        // Whether it came to the end, and how many steps are left.
         let after = async |script: Script, max| {
             let mut script = pin!(script);
-            discard(script.as_mut(), max, SECOND).await;
-            script.steps.len()
+            let ended = discard(script.as_mut(), max, SECOND).await;
+            (ended, script.steps.len())
         };
-        assert_eq!(after(Script::of(&["abc", "d"]), 4).await, 0);
-        assert_eq!(after(Script::of(&["abc", "de", "f"]), 4).await, 1);
-        assert_eq!(after(Script::of(&["abcde"]).stating(5), 4).await, 1);
-        assert_eq!(after(Script::new([Step::Fail, data("a")]), 4).await, 1);
+        assert_eq!(after(Script::of(&[]), 0).await, (true, 0));
+        assert_eq!(after(Script::of(&["abc", "d"]), 4).await, (true, 0));
+        assert_eq!(after(Script::of(&["abc", "de", "f"]), 4).await, (false, 1));
+        assert_eq!(
+            after(Script::of(&["abcde"]).stating(5), 4).await,
+            (false, 1)
+        );
+        let fails = Script::new([Step::Fail, data("a")]);
+        assert_eq!(after(fails, 4).await, (false, 1));
         let start = tokio::time::Instant::now();
-        assert_eq!(after(Script::new([pause(), data("a")]), 4).await, 2);
+        let stalls = Script::new([pause(), data("a")]);
+        assert_eq!(after(stalls, 4).await, (false, 2));
         assert_eq!(start.elapsed(), SECOND);
     }
 

@@ -8,7 +8,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{Method, Request, Response, request::Parts};
+use http::{HeaderValue, Method, Request, Response, Version, header::CONNECTION, request::Parts};
 use http_body::Body;
 use tower::{Service, ServiceExt};
 
@@ -63,32 +63,47 @@ impl<Svc> Covered<Svc> {
             let admitted = {
                 let body = pin!(body);
                 let mut admission = pin!(admit(&self.config, &self.head, body, &key));
-                poll_fn(|cx| {
+                let admitted = poll_fn(|cx| {
                     let polled = admission.as_mut().poll(cx);
                     if polled.is_pending() {
                         // A slow client does not hold a place in the inner service.
                         self.ready = None;
                     }
                     polled
-                })
-                .await
-            };
-            let admitted = match admitted {
-                Ok(admitted) => admitted,
-                Err(Turned::Refused(refusal)) => {
-                    let outcome = Outcome::Refused(refusal.reason());
-                    return Ok(told(self.config.refused(&refusal), None, outcome));
-                }
-                Err(Turned::Keyless(body)) => return Box::pin(self.pass_on(body)).await,
+                });
+                admitted.await
             };
             self.proceed(admitted).await
         }
     }
 
+    /// Answers a request that does not reach the store.
+    async fn turned<ReqBody, ResBody>(
+        &mut self,
+        turned: &mut Turned,
+    ) -> Answer<Svc, ReqBody, ResBody>
+    where
+        Svc: Service<Request<RequestBody<ReqBody>>, Response = Response<ResBody>>,
+        ResBody: Body<Data = Bytes>,
+    {
+        let (refusal, unread) = match turned {
+            Turned::Refused { refusal, unread } => (&*refusal, *unread),
+            Turned::Keyless(body) => return self.pass_on(std::mem::take(body)).await,
+        };
+        let mut response = self.config.refused(refusal);
+        if unread && self.head.version < Version::HTTP_2 {
+            // The server has to close what it cannot read on; the client is to know it before it
+            // sends another request (RFC 9112, 9.6).
+            let close = HeaderValue::from_static("close");
+            response.headers_mut().insert(CONNECTION, close);
+        }
+        Ok(told(response, None, Outcome::Refused(refusal.reason())))
+    }
+
     /// Claims the key, and does what is to be done then.
     fn proceed<ReqBody, ResBody>(
         &mut self,
-        admitted: Admitted,
+        mut admitted: Result<Admitted, Turned>,
     ) -> impl Future<Output = Answer<Svc, ReqBody, ResBody>>
     where
         Svc: Service<Request<RequestBody<ReqBody>>, Response = Response<ResBody>>,
@@ -96,18 +111,27 @@ impl<Svc> Covered<Svc> {
         ResBody::Error: Send + 'static,
     {
         async move {
+            let Admitted {
+                body,
+                store_key: key,
+                fingerprint,
+            } = match &mut admitted {
+                Ok(admitted) => admitted,
+                Err(turned) => return Box::pin(self.turned(turned)).await,
+            };
+            let key = &*key;
             let outer = self.head.extensions.get::<Execution>();
-            if outer.is_some_and(|outer| *outer.store_key() == admitted.store_key) {
+            if outer.is_some_and(|outer| outer.store_key() == key) {
                 // A layer further out runs this very operation: this one would wait for itself.
-                return Box::pin(self.pass_on(admitted.body)).await;
+                return Box::pin(self.pass_on(std::mem::take(body))).await;
             }
-            let (key, engine) = (&admitted.store_key, &self.config.engine);
-            let begin = engine.begin(key, &admitted.fingerprint, &self.stage, || {
+            let engine = &self.config.engine;
+            let begin = engine.begin(key, fingerprint, &self.stage, || {
                 self.ready = None;
             });
             match begin.await {
                 // Boxed, since a replay needs no room for it.
-                Begin::Run(running) => Box::pin(self.run(running, admitted.body)).await,
+                Begin::Run(running) => Box::pin(self.run(running, std::mem::take(body))).await,
                 Begin::Replay(payload) => Ok(self.config.replay(key, &payload)),
                 Begin::Refuse(reason) => {
                     let config = &self.config;
@@ -115,7 +139,7 @@ impl<Svc> Covered<Svc> {
                     Ok(told(response, Some(key), Outcome::Refused(reason)))
                 }
                 Begin::Unprotected => {
-                    let response = Box::pin(self.pass_on(admitted.body)).await?;
+                    let response = Box::pin(self.pass_on(std::mem::take(body))).await?;
                     Ok(told(response, Some(key), Outcome::Unprotected))
                 }
                 // Nobody is there to read this.

@@ -66,7 +66,7 @@ use crate::{
 /// # What a handler sees
 ///
 /// A handler that runs under a key has an [`Execution`](crate::Execution) among its request's
-/// extensions. The body it gets is the client's, from memory, with its trailers; a request that is
+/// extensions; with the feature `axum` it is an extractor. The body it gets is the client's, from memory, with its trailers; a request that is
 /// not covered keeps its own.
 ///
 /// # Cancellation
@@ -86,6 +86,12 @@ use crate::{
 /// The request is read to its end before the handler runs, so a call whose client sends while it
 /// receives does not work under a key: it is refused when its time is up. An answer that is too
 /// large, too slow, or `text/event-stream` goes out as it comes, and its key counts as completed.
+///
+/// # Connections
+///
+/// The body of a refused request is read on, for up to a second and up to 256 KiB beyond the
+/// [limit](Self::body_limit), so that its connection can go on. If more of it is to come, or the
+/// client waits for `100 Continue`, the refusal says `Connection: close` over HTTP/1.
 ///
 /// # Sharing
 ///

@@ -5,10 +5,14 @@
 //! engine, the handler and `answer` (what is recorded, what is sent). `future` is what the caller
 //! polls meanwhile. What they use: `extract` (key, caller, fingerprint), `body` (buffers and
 //! limits), `codec` (the recorded form of an answer), `problem` (refusals), `verdict` (what an
-//! answer means), `takeover` (what to do after a crash).
+//! answer means), `takeover` (what to do after a crash). `axum` is the extractor of [`Execution`].
+//!
+//! [`Execution`]: crate::Execution
 
 mod admission;
 mod answer;
+#[cfg(feature = "axum")]
+mod axum;
 mod body;
 mod codec;
 mod config;
@@ -21,6 +25,8 @@ mod service;
 mod takeover;
 pub mod verdict;
 
+#[cfg(feature = "axum")]
+pub use self::axum::MissingExecution;
 pub use body::{RequestBody, ResponseBody};
 pub use extract::{Fingerprinter, KeySource, Scope};
 pub use future::ResponseFuture;

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use crate::support::{LAST_CHUNK, RAW, Server, chunk, fresh_key, head, post};
+use crate::support::{
+    Client, LAST_CHUNK, RAW, Server, Stack, chunk, fresh_key, head, post, request, whole,
+};
 
 fn asking(lines: &str) -> String {
     head("/pay", &format!("expect: 100-continue\n{lines}"))
@@ -34,6 +36,70 @@ async fn good_requests_are_told_to_go_on() {
             connection.assert_usable("after 100-continue").await;
         }
     }
+}
+
+/// One go-ahead is enough, however many pieces the body comes in; the next thing that is sent is
+/// the answer, or its replay, which has no 1xx of its own.
+#[tokio::test]
+async fn one_go_ahead_for_a_body_in_pieces() {
+    for stack in RAW {
+        let server = Server::start(stack, |layer| layer).await;
+        let mut connection = server.connect().await;
+        for replay in [false, true] {
+            let lines = "idempotency-key: k\ntransfer-encoding: chunked";
+            connection.send(asking(lines)).await;
+            assert_eq!(connection.answer().await.status, 100);
+            for piece in [&b"g"[..], b"oo", b"d"] {
+                connection.send(chunk(piece)).await;
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+            connection.send(LAST_CHUNK).await;
+            let answer = connection.answer().await;
+            assert_eq!((answer.status, answer.is_replay()), (201, replay));
+        }
+        connection.assert_usable("after 100-continue").await;
+    }
+}
+
+/// Without a body there is nothing to go ahead with, for good requests and for bad ones.
+#[tokio::test]
+async fn nothing_to_go_ahead_with() {
+    for stack in RAW {
+        let server = Server::start(stack, |layer| layer).await;
+        let mut connection = server.connect().await;
+        for (lines, status) in [
+            ("idempotency-key: k\ncontent-length: 0", 201),
+            ("idempotency-key: k\ncontent-length: 0", 201),
+            ("content-length: 0", 400),
+            ("x: no length", 400),
+        ] {
+            let answer = connection.send(asking(lines)).await.answer().await;
+            assert_eq!(answer.status, status);
+            assert_eq!(answer.header("connection"), None);
+        }
+        connection.assert_usable("nothing to go ahead with").await;
+    }
+}
+
+/// Over HTTP/2 nobody has to be told: good requests are answered, and replayed, and refused ones
+/// cost their stream only.
+#[tokio::test]
+async fn expectations_over_http_2() {
+    let server = Server::start(Stack::Http2, |layer| layer).await;
+    let mut client = Client::connect(server.addr).await;
+    let asking = |keys: &[&[u8]]| {
+        let mut request = request("/pay", keys, whole("good"));
+        let expect = "100-continue".parse().unwrap();
+        request.headers_mut().insert("expect", expect);
+        request
+    };
+    for replay in [false, true] {
+        let answer = client.send(asking(&[b"k"])).await;
+        assert_eq!((answer.status, answer.is_replay()), (201, replay));
+        let answer = client.send(asking(&[])).await;
+        answer.assert_refused(400, "key-missing", "no key");
+    }
+    client.assert_usable("after expectations").await;
 }
 
 /// A request that will be refused is not told to send its body. The connection ends, since nobody

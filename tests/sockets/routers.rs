@@ -3,18 +3,23 @@
 use std::sync::Arc;
 
 use axum::{
-    Extension, Router,
-    extract::{OriginalUri, Path},
-    routing::post,
+    Router,
+    extract::{FromRequestParts, OriginalUri, Path},
+    http::StatusCode,
+    response::IntoResponse as _,
+    routing::{any, post},
 };
 use tokio::net::TcpListener;
-use tower_idempotency::{Execution, IdempotencyLayer, MemoryStore};
+use tower_idempotency::{Execution, IdempotencyLayer, MemoryStore, MissingExecution};
 
-use crate::support::{Raw, layer, post_to};
+use crate::{
+    down::Down,
+    support::{Raw, layer, post_to},
+};
 
 /// Says which router, and which part of the path, it ran in.
 fn sub(name: &'static str) -> Router {
-    let handler = move |path: Option<Path<String>>, uri: OriginalUri, run: Extension<Execution>| {
+    let handler = move |path: Option<Path<String>>, uri: OriginalUri, run: Execution| {
         let rest = path.map_or_else(String::new, |Path(rest)| rest);
         async move { format!("{name} {rest} {} {}", uri.path(), run.key()) }
     };
@@ -161,4 +166,114 @@ async fn u25_a_layer_for_one_route() {
             .await;
         assert_eq!(connection.answer().await.is_replay(), replay);
     }
+}
+
+/// Handlers that insist on an execution, that take what there is, and that ask why there is none.
+fn takers() -> Router {
+    let named = |run: &Execution| format!("{} attempt {}", run.key(), run.attempt());
+    let needs = move |run: Execution| async move { named(&run) };
+    let takes = move |run: Option<Execution>| async move {
+        run.map_or_else(|| "none".to_owned(), |run| named(&run))
+    };
+    let asks = move |run: Result<Execution, MissingExecution>| async move {
+        run.map_or_else(|missing| missing.to_string(), |run| named(&run))
+    };
+    Router::new()
+        .route("/needs", any(needs))
+        .route("/takes", any(takes))
+        .route("/asks", any(asks))
+}
+
+/// What the extractor says of a request outside any layer.
+async fn missing() -> MissingExecution {
+    let mut parts = axum::http::Request::new(()).into_parts().0;
+    let extracted = <Execution as FromRequestParts<()>>::from_request_parts(&mut parts, &());
+    extracted.await.unwrap_err()
+}
+
+/// A handler's arguments: under a key they are its execution. Without one a bare `Execution` is a
+/// fault of the service, whichever it is; `Option` and `Result` leave it to the handler.
+#[tokio::test]
+async fn executions_are_extracted() {
+    let missing = missing().await.to_string();
+    let keyless = |store| layer(store).require_key(false);
+    let store = MemoryStore::new;
+    let key = "idempotency-key: k";
+    for (case, app, line, there) in [
+        ("a key", takers().layer(keyless(store())), key, true),
+        (
+            "a route layer",
+            takers().route_layer(layer(store())),
+            key,
+            true,
+        ),
+        (
+            "no key, none required",
+            takers().layer(keyless(store())),
+            "x: y",
+            false,
+        ),
+        ("no layer", takers(), key, false),
+        (
+            "not covered",
+            takers().layer(keyless(store()).covers(|_| false)),
+            key,
+            false,
+        ),
+        (
+            "without protection",
+            takers().layer(layer(Down).fail_open(true)),
+            key,
+            false,
+        ),
+    ] {
+        let mut connection = serve(app).await;
+        for (path, status, text) in match there {
+            true => [
+                ("/needs", 200, "k attempt 1"),
+                ("/takes", 200, "k attempt 1"),
+                ("/asks", 200, "k attempt 1"),
+            ],
+            false => [
+                ("/needs", 500, missing.as_str()),
+                ("/takes", 200, "none"),
+                ("/asks", 200, missing.as_str()),
+            ],
+        } {
+            let answer = connection
+                .send(post_to(path, line, b"x"))
+                .await
+                .answer()
+                .await;
+            assert_eq!(
+                (answer.status, answer.text()),
+                (status, text),
+                "{case} {path}"
+            );
+        }
+    }
+}
+
+/// I08, S12: where a key is required, a client who sends none is told so by the layer.
+#[tokio::test]
+async fn i08_s12_a_required_key_is_asked_for_before_the_arguments() {
+    let mut connection = serve(takers().layer(layer(MemoryStore::new()))).await;
+    for path in ["/needs", "/takes", "/asks"] {
+        let answer = connection
+            .send(post_to(path, "x: y", b"x"))
+            .await
+            .answer()
+            .await;
+        answer.assert_refused(400, "key-missing", path);
+    }
+}
+
+/// The rejection as a value.
+#[tokio::test]
+async fn a_missing_execution_is_a_500() {
+    let missing = missing().await;
+    assert_eq!(missing.status(), StatusCode::INTERNAL_SERVER_ERROR);
+    assert_eq!(missing.into_response().status(), missing.status());
+    let error: Box<dyn std::error::Error + Send + Sync> = Box::new(missing);
+    assert!(error.to_string().contains("IdempotencyLayer"));
 }

@@ -16,9 +16,10 @@ use std::{
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
-use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use http_body::{Body, Frame};
 use http_body_util::{BodyExt, Full, StreamBody, combinators::BoxBody};
+use hyper::upgrade::OnUpgrade;
 use hyper_util::{
     rt::{TokioExecutor, TokioIo},
     service::TowerToHyperService,
@@ -61,6 +62,8 @@ pub(crate) enum Stack {
     Axum,
     /// hyper's HTTP/1.1.
     Http1,
+    /// The same, told to go on answering a client that sends no more.
+    HalfOpen,
     /// hyper's HTTP/2.
     Http2,
 }
@@ -78,6 +81,8 @@ struct Inner {
     present: AtomicUsize,
     gate: Semaphore,
     bodies: Mutex<Vec<Bytes>>,
+    heads: Mutex<Vec<HeaderMap>>,
+    trailers: Mutex<Vec<Option<HeaderMap>>>,
 }
 
 impl Service {
@@ -88,6 +93,8 @@ impl Service {
             present: AtomicUsize::new(0),
             gate: Semaphore::new(0),
             bodies: Mutex::default(),
+            heads: Mutex::default(),
+            trailers: Mutex::default(),
         }))
     }
 
@@ -117,6 +124,16 @@ impl Service {
         self.0.bodies.lock().unwrap().last().unwrap().clone()
     }
 
+    /// The last header lines that it got.
+    pub(crate) fn last_head(&self) -> HeaderMap {
+        self.0.heads.lock().unwrap().last().unwrap().clone()
+    }
+
+    /// The last trailers that it got, if there were any.
+    pub(crate) fn last_trailers(&self) -> Option<HeaderMap> {
+        self.0.trailers.lock().unwrap().last().unwrap().clone()
+    }
+
     /// How many requests are in the layer or behind it, as far as their server knows.
     pub(crate) fn present(&self) -> usize {
         self.0.present.load(Ordering::SeqCst)
@@ -132,16 +149,24 @@ impl Service {
         Present(self.clone())
     }
 
-    async fn handle<B>(self, request: Request<B>) -> Response<BoxBody<Bytes, Infallible>>
+    async fn handle<B>(self, mut request: Request<B>) -> Response<BoxBody<Bytes, Infallible>>
     where
         B: Body<Data = Bytes>,
         B::Error: std::fmt::Debug,
     {
         self.0.started.fetch_add(1, Ordering::SeqCst);
+        let upgrade = hyper::upgrade::on(&mut request);
         let (parts, body) = request.into_parts();
-        let body = body.collect().await.unwrap().to_bytes();
+        let body = body.collect().await.unwrap();
+        let trailers = body.trailers().cloned();
+        let body = body.to_bytes();
         self.0.bodies.lock().unwrap().push(body.clone());
-        if parts.uri.path() == "/slow" {
+        self.0.heads.lock().unwrap().push(parts.headers.clone());
+        self.0.trailers.lock().unwrap().push(trailers);
+        if parts.method == Method::CONNECT || parts.uri.path() == "/upgrade" {
+            return shouted_back(&parts.method, upgrade);
+        }
+        if parts.uri.path().starts_with("/slow") {
             self.0.gate.acquire().await.unwrap().forget();
         }
         if parts.uri.path() == "/panics" && self.started() == 1 {
@@ -151,13 +176,32 @@ impl Service {
         let key = parts.extensions.get::<Execution>();
         let key = key.map_or("none", |execution| execution.key());
         let full = |text: String| Full::from(text).boxed();
-        let response = Response::builder();
+        let mut response = Response::builder();
         match parts.uri.path() {
             "/empty" => response.status(204).body(full(String::new())),
             "/unmodified" => response
                 .status(304)
                 .header("etag", "\"v1\"")
                 .body(full(String::new())),
+            "/unmodified-stated" => response
+                .status(304)
+                .header("content-length", "5")
+                .body(full(String::new())),
+            "/hints" => response.status(103).body(full(String::new())),
+            "/framed-empty" => response
+                .header("transfer-encoding", "chunked")
+                .body(StreamBody::new(futures::stream::empty()).boxed()),
+            "/unknown-length" | "/own-lines" => {
+                let frames = ["in ", "pieces"].map(|data| Ok(Frame::data(data.into())));
+                if parts.uri.path() == "/own-lines" {
+                    response = response
+                        .header("transfer-encoding", "chunked")
+                        .header("connection", "close, x-hop")
+                        .header("x-hop", "1")
+                        .header("date", "Thu, 01 Jan 1970 00:00:00 GMT");
+                }
+                response.body(StreamBody::new(futures::stream::iter(frames)).boxed())
+            }
             "/stated" => response
                 .header("content-length", "5")
                 .body(full(String::new())),
@@ -176,19 +220,22 @@ impl Service {
                 let frames = std::iter::repeat_n(data, 32).map(|data| Ok(Frame::data(data)));
                 response.body(StreamBody::new(futures::stream::iter(frames)).boxed())
             }
-            "/trailers" => {
+            "/trailers" | "/slow-trailers" | "/trailers-only" => {
                 let mut trailers = HeaderMap::new();
                 trailers.append("x-sum", HeaderValue::from_static("1"));
                 trailers.append("x-sum", HeaderValue::from_static("2"));
-                let frames = [
+                let mut frames = vec![
                     Frame::data(Bytes::from_static(b"in ")),
                     Frame::data(Bytes::from_static(b"pieces")),
                     Frame::trailers(trailers),
                 ];
-                let frames = futures::stream::iter(frames.map(Ok::<_, Infallible>));
+                if parts.uri.path() == "/trailers-only" {
+                    frames.drain(..2);
+                }
+                let frames = frames.into_iter().map(Ok::<_, Infallible>);
                 response
                     .header("trailer", "x-sum")
-                    .body(StreamBody::new(frames).boxed())
+                    .body(StreamBody::new(futures::stream::iter(frames)).boxed())
             }
             _ => response.status(201).body(full(format!(
                 "effect {effect} of {key}, {} bytes",
@@ -197,6 +244,26 @@ impl Service {
         }
         .unwrap()
     }
+}
+
+/// Leaves HTTP, and gives back whatever comes in capitals.
+fn shouted_back(method: &Method, upgrade: OnUpgrade) -> Response<BoxBody<Bytes, Infallible>> {
+    tokio::spawn(async move {
+        let Ok(upgraded) = upgrade.await else { return };
+        let (mut upgraded, mut read) = (TokioIo::new(upgraded), [0; 1024]);
+        while let Ok(len @ 1..) = upgraded.read(&mut read).await {
+            let shouted = read[..len].to_ascii_uppercase();
+            upgraded.write_all(&shouted).await.unwrap();
+        }
+    });
+    let mut response = Response::new(Full::default().boxed());
+    if method != Method::CONNECT {
+        *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+        let headers = response.headers_mut();
+        headers.insert("connection", HeaderValue::from_static("upgrade"));
+        headers.insert("upgrade", HeaderValue::from_static("shout"));
+    }
+    response
 }
 
 /// The length of the answer at `/large`.
@@ -291,7 +358,7 @@ impl Server {
                     .layer(tower::layer::layer_fn(move |inner| Door::new(inner, &door)));
                 tokio::spawn(async move { axum::serve(listener, app).await });
             }
-            Stack::Http1 | Stack::Http2 => {
+            Stack::Http1 | Stack::HalfOpen | Stack::Http2 => {
                 let handler = service.clone();
                 let inner = layer.layer(service_fn(move |request| {
                     let handler = handler.clone();
@@ -306,15 +373,18 @@ impl Server {
                         // Connections end as their clients want it; what came of it is asserted
                         // on the clients' side.
                         match stack {
-                            Stack::Http1 => {
-                                let connection = hyper::server::conn::http1::Builder::new()
-                                    .serve_connection(io, service);
+                            Stack::Http2 => {
+                                let connection =
+                                    hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+                                        .enable_connect_protocol()
+                                        .serve_connection(io, service);
                                 tokio::spawn(connection);
                             }
                             _ => {
-                                let connection =
-                                    hyper::server::conn::http2::Builder::new(TokioExecutor::new())
-                                        .serve_connection(io, service);
+                                let connection = hyper::server::conn::http1::Builder::new()
+                                    .half_close(stack == Stack::HalfOpen)
+                                    .serve_connection(io, service)
+                                    .with_upgrades();
                                 tokio::spawn(connection);
                             }
                         }
@@ -415,7 +485,8 @@ impl Raw {
         }
     }
 
-    async fn take(&mut self, len: usize) -> Vec<u8> {
+    /// So many bytes, whatever they are.
+    pub(crate) async fn take(&mut self, len: usize) -> Vec<u8> {
         while self.read.len() < len {
             assert_ne!(self.more().await, 0, "the connection closed in a body");
         }
@@ -463,10 +534,13 @@ impl Raw {
             }
             answer.body = body.into();
             answer.trailers = self.headers().await;
-        } else {
-            let len = answer.header("content-length").expect("a length");
+        } else if let Some(len) = answer.header("content-length") {
             let len = len.parse().unwrap();
             answer.body = self.take(len).await.into();
+        } else {
+            // It ends with the connection.
+            while self.more().await > 0 {}
+            answer.body = std::mem::take(&mut self.read).into();
         }
         Some(answer)
     }
@@ -620,7 +694,7 @@ pub(crate) fn pieces(pieces: impl IntoIterator<Item = Bytes>) -> Payload {
 
 /// A connection of hyper's client over HTTP/2.
 #[derive(Clone)]
-pub(crate) struct Client(hyper::client::conn::http2::SendRequest<Payload>);
+pub(crate) struct Client(pub(crate) hyper::client::conn::http2::SendRequest<Payload>);
 
 impl Client {
     pub(crate) async fn connect(addr: SocketAddr) -> Self {

@@ -1,7 +1,9 @@
 //! What is on the wire: answers fresh, replayed and refused, and what is left of the connection.
 
+use std::time::Duration;
+
 use http::{Method, Request};
-use tower_idempotency::MemoryStore;
+use tower_idempotency::{MemoryStore, OnConflict};
 
 use crate::support::{
     Answer, Client, LARGE, RAW, Server, Service, Stack, head, layer, post, post_to, request, until,
@@ -9,41 +11,6 @@ use crate::support::{
 };
 
 const KEY: &str = "idempotency-key: k";
-
-/// U07: trailers arrive, fresh and replayed, over HTTP/2.
-#[tokio::test]
-async fn u07_trailers_over_http_2() {
-    let server = Server::start(Stack::Http2, |layer| layer).await;
-    let mut client = Client::connect(server.addr).await;
-    for replay in [false, true] {
-        let answer = client.send(request("/trailers", &[b"k"], whole("x"))).await;
-        assert_eq!(answer.is_replay(), replay);
-        assert_eq!(answer.text(), "in pieces");
-        let line = |value: &[u8]| ("x-sum".to_owned(), value.to_vec());
-        assert_eq!(answer.trailers, [line(b"1"), line(b"2")]);
-        assert_eq!(answer.header("content-length"), None);
-    }
-}
-
-/// U07: and over HTTP/1.1, to a client that takes them.
-#[tokio::test]
-async fn u07_trailers_over_http_1() {
-    for stack in RAW {
-        let server = Server::start(stack, |layer| layer).await;
-        let mut connection = server.connect().await;
-        for replay in [false, true] {
-            connection
-                .send(post_to("/trailers", &format!("{KEY}\nte: trailers"), b"x"))
-                .await;
-            let answer = connection.answer().await;
-            assert_eq!(answer.is_replay(), replay);
-            assert_eq!(answer.text(), "in pieces");
-            let line = |value: &[u8]| ("x-sum".to_owned(), value.to_vec());
-            assert_eq!(answer.trailers, [line(b"1"), line(b"2")]);
-        }
-        connection.assert_usable("after trailers").await;
-    }
-}
 
 /// All lines but those that are new each time, or say that it is a replay.
 fn lasting(answer: &Answer) -> Vec<(String, Vec<u8>)> {
@@ -64,8 +31,10 @@ async fn u22_bodiless_answers_over_http_1() {
             ("HEAD", "/streamed"),
             ("HEAD", "/empty"),
             ("HEAD", "/unmodified"),
+            ("HEAD", "/unmodified-stated"),
             ("POST", "/empty"),
             ("POST", "/unmodified"),
+            ("POST", "/unmodified-stated"),
             ("PATCH", "/empty"),
         ] {
             let case = format!("{stack:?} {method} {path}");
@@ -116,8 +85,13 @@ async fn u22_bodiless_answers_over_http_2() {
     for (method, path) in [
         (Method::HEAD, "/stated"),
         (Method::HEAD, "/streamed"),
+        (Method::HEAD, "/empty"),
+        (Method::HEAD, "/unmodified"),
+        (Method::HEAD, "/unmodified-stated"),
         (Method::POST, "/empty"),
         (Method::POST, "/unmodified"),
+        (Method::POST, "/unmodified-stated"),
+        (Method::PATCH, "/empty"),
     ] {
         let sent = || -> Request<_> {
             let mut request = request(path, &[b"k"], whole(""));
@@ -270,6 +244,47 @@ async fn s14_pipelined_duplicates() {
         replayed(&connection.answer().await, 2, true);
         assert_eq!((server.service.started(), server.store.len()), (2, 2));
         connection.assert_usable("pipelined").await;
+    }
+}
+
+/// S03, S10, S14: duplicates that are sent at once on two connections while the first of them runs:
+/// each connection gets its answers in order, and there is one effect, whether they wait or not.
+#[tokio::test]
+async fn s03_s10_s14_pipelined_duplicates_of_what_runs() {
+    for stack in RAW {
+        for wait in [false, true] {
+            let case = format!("{stack:?} wait: {wait}");
+            let server = Server::start(stack, |layer| match wait {
+                true => layer.on_conflict(OnConflict::Wait(Duration::from_secs(60))),
+                false => layer,
+            })
+            .await;
+            let twice = [post_to("/slow", KEY, b"x"), post_to("/slow", KEY, b"x")].concat();
+            let (mut one, mut two) = (server.connect().await, server.connect().await);
+            one.send(&twice).await;
+            until("the handler", || server.service.started() == 1).await;
+            two.send(&twice).await;
+            if wait {
+                until("the duplicate", || server.service.present() == 2).await;
+            } else {
+                for _ in 0..2 {
+                    let answer = two.answer().await;
+                    answer.assert_refused(409, "in-progress", &case);
+                }
+            }
+            server.service.open(1);
+            for (connection, replays) in [(&mut one, [false, true]), (&mut two, [true, true])] {
+                if !wait && replays[0] {
+                    connection.send(&twice).await;
+                }
+                for replay in replays {
+                    let answer = connection.answer().await;
+                    assert_eq!(answer.text(), "effect 1 of k, 1 bytes", "{case}");
+                    assert_eq!(answer.is_replay(), replay, "{case}");
+                }
+                connection.assert_usable(&case).await;
+            }
+        }
     }
 }
 

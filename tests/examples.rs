@@ -1,0 +1,522 @@
+//! Every example as a process of its own: it does what `examples/README.md` says, and ends well.
+
+use std::{
+    collections::BTreeMap,
+    ffi::OsStr,
+    fs,
+    io::{BufRead as _, BufReader, Read as _},
+    net::SocketAddr,
+    path::Path,
+    process::{Child, ChildStdout, Command, Output, Stdio},
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use futures::future::join_all;
+use http::{HeaderName, HeaderValue, Method, Request, Response};
+use http_body_util::{BodyExt, Full};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use serde_json::Value;
+use tokio::net::TcpStream;
+
+/// Real time: only how long a broken build takes to fail.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+/// What kind of program an example is.
+#[derive(Clone, Copy)]
+enum Kind {
+    /// It takes `--addr`, prints where it listens, serves, and ends with 0 after a signal.
+    Server,
+    /// It runs to its end and exits with 0. All of these are in what it prints, in this order.
+    #[allow(dead_code)]
+    Program(&'static [&'static str]),
+}
+
+/// All of them.
+const EXAMPLES: &[(&str, Kind)] = &[
+    ("axum", Kind::Server),
+    ("hyper", Kind::Server),
+    ("payments", Kind::Server),
+];
+
+fn of_kind(server: bool) -> impl Iterator<Item = (&'static str, Kind)> {
+    let examples = EXAMPLES.iter().copied();
+    examples.filter(move |(_, kind)| matches!(kind, Kind::Server) == server)
+}
+
+/// An example that is not listed, or not run here, fails; and so does one that is gone.
+#[test]
+fn each_example_is_listed_and_run() {
+    let in_folder: Vec<_> = examples().into_keys().collect();
+    let run_here: Vec<_> = EXAMPLES.iter().map(|(name, _)| *name).collect();
+    let mut listed: Vec<_> = sections().into_iter().map(|section| section.name).collect();
+    assert_eq!(run_here, in_folder, "what is run here, and what there is");
+    listed.sort_unstable();
+    assert_eq!(listed, in_folder, "what is listed, and what there is");
+}
+
+/// The one command of each example asks for the features it needs, and for no others.
+#[test]
+fn each_command_works_as_it_stands() {
+    let examples = examples();
+    for section in sections() {
+        let features = &examples[&section.name].join(",");
+        let name = &section.name;
+        let command = match features.is_empty() {
+            true => format!("cargo run --example {name}"),
+            false => format!("cargo run --features {features} --example {name}"),
+        };
+        assert_eq!(section.command, command);
+    }
+}
+
+/// Each request of the list gets the answer that stands behind it; then a signal ends the server,
+/// which exits with 0.
+#[tokio::test]
+async fn u21_each_server_does_what_it_says_and_stops() {
+    let sections = sections();
+    for (name, _) in of_kind(true) {
+        let section = sections.iter().find(|section| section.name == name);
+        let requests = &section.expect("a section").requests;
+        assert!(requests.len() > 2, "{name}: nothing to try");
+        for signal in ["TERM", "INT"] {
+            let mut server = Server::start(name, &[]);
+            for request in requests {
+                request.check(server.addr).await;
+            }
+            server.signal(signal);
+            assert_eq!(server.exit_code().await, Some(0), "{name}: {signal}");
+            assert!(TcpStream::connect(server.addr).await.is_err());
+        }
+    }
+}
+
+/// P4, U08, U21: what was begun is done when the process ends, also for a client that has left.
+#[tokio::test]
+async fn p4_u08_u21_each_server_finishes_what_it_began() {
+    for (name, path, key, effect) in [
+        ("axum", "/invoices", "alice-1", "alice got an invoice for x"),
+        ("hyper", "/orders", "alice", "x"),
+    ] {
+        for leaves in [true, false] {
+            let case = format!("{name}, the client leaves: {leaves}");
+            let mut server = Server::start(name, &[]);
+            let addr = server.addr;
+            let lines = [("x-api-key", key), ("idempotency-key", "k")];
+            let call = || tokio::spawn(send(addr, false, request(Method::POST, path, &lines, "x")));
+            // Of two equal ones one is refused, so the other runs.
+            let race = [call(), call()];
+            let (refused, _, mut rest) = futures::future::select_all(race).await;
+            assert_eq!(refused.expect("no panic").status(), 409, "{case}");
+            let running = rest.remove(0);
+            if leaves {
+                running.abort();
+                assert!(running.await.is_err_and(|error| error.is_cancelled()));
+                server.signal("TERM");
+            } else {
+                server.signal("TERM");
+                assert_eq!(running.await.expect("no panic").status(), 201, "{case}");
+            }
+            assert_eq!(server.exit_code().await, Some(0), "{case}");
+            let printed = server.rest_of_stdout();
+            let last = printed.lines().last();
+            assert_eq!(last, Some(effect), "{case}: {printed}");
+        }
+    }
+}
+
+/// S05: the answer of an invoice outlives that of a payment.
+#[tokio::test]
+async fn s05_axum_keeps_invoices_for_longer() {
+    let server = Server::start("axum", &["--ttl-secs", "1"]);
+    let post = async |path| {
+        let lines = [("x-api-key", "alice-1"), ("idempotency-key", "k")];
+        let sent = request(Method::POST, path, &lines, "1 EUR");
+        let response = send(server.addr, false, sent).await;
+        (response.status().as_u16(), is_replay(&response))
+    };
+    assert_eq!(post("/invoices").await, (201, false));
+    let start = Instant::now();
+    assert_eq!(post("/payments").await, (201, false));
+    // The payment, which is the younger one, expires.
+    while post("/payments").await == (201, true) {
+        assert!(start.elapsed() < DEADLINE, "the payment is kept");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(start.elapsed() >= Duration::from_secs(1));
+    let invoice = post("/invoices").await;
+    // A machine so slow that the seven seconds are over learns nothing here.
+    assert!(invoice == (201, true) || start.elapsed() > Duration::from_secs(6));
+}
+
+/// What is no server ends by itself.
+#[tokio::test]
+async fn each_program_runs_to_its_end() {
+    for (name, kind) in of_kind(false) {
+        let Kind::Program(prints) = kind else {
+            unreachable!("servers are passed over")
+        };
+        let Output { status, stdout, .. } = output(name).await;
+        let printed = String::from_utf8(stdout).expect("text");
+        assert_eq!(status.code(), Some(0), "{name}: {printed}");
+        let mut rest = &printed[..];
+        for line in prints {
+            let found = rest.find(line);
+            let at = found.unwrap_or_else(|| panic!("{name}: no {line:?} in {rest}"));
+            rest = &rest[at + line.len()..];
+        }
+    }
+}
+
+/// The examples that cargo finds, each with the features that are not on by default.
+fn examples() -> BTreeMap<String, Vec<String>> {
+    let metadata = Command::new(env!("CARGO"))
+        .args(["metadata", "--no-deps", "--offline", "--format-version=1"])
+        .args([
+            "--manifest-path",
+            concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml"),
+        ])
+        .output()
+        .expect("cargo runs");
+    let metadata: Value = serde_json::from_slice(&metadata.stdout).expect("JSON");
+    let package = &metadata["packages"][0];
+    let texts = |list: &Value| -> Vec<String> {
+        let texts = list.as_array().into_iter().flatten();
+        texts.filter_map(Value::as_str).map(str::to_owned).collect()
+    };
+    let on = texts(&package["features"]["default"]);
+    let targets = package["targets"].as_array().expect("targets");
+    let examples = targets
+        .iter()
+        .filter(|target| target["kind"][0] == "example");
+    let examples: BTreeMap<_, _> = examples
+        .map(|example| {
+            let mut features = texts(&example["required-features"]);
+            features.retain(|feature| !on.contains(feature));
+            (
+                example["name"].as_str().expect("a name").to_owned(),
+                features,
+            )
+        })
+        .collect();
+    // And cargo finds all that are there.
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples");
+    for entry in fs::read_dir(folder).expect("a folder") {
+        let path = entry.expect("an entry").path();
+        if path.is_dir() || path.extension() == Some(OsStr::new("rs")) {
+            let name = path.file_stem().expect("a name").to_string_lossy();
+            assert!(examples.contains_key(&*name), "{name} is no example");
+        }
+    }
+    examples
+}
+
+/// What the list says of one example.
+struct Section {
+    name: String,
+    command: String,
+    requests: Vec<Line>,
+}
+
+fn sections() -> Vec<Section> {
+    let list = include_str!("../examples/README.md");
+    let sections = list.split("\n## ").skip(1);
+    let section = |text: &str| {
+        let mut blocks = text.split("\n```").skip(1).step_by(2);
+        let mut block = || {
+            let block = blocks.next().and_then(|block| block.strip_prefix("sh\n"));
+            block.map(str::to_owned)
+        };
+        let command = block().expect("a command");
+        let requests = block().unwrap_or_default();
+        assert!(block().is_none(), "more than a command and requests");
+        Section {
+            name: text.lines().next().unwrap_or_default().to_owned(),
+            command: command.trim_end().to_owned(),
+            requests: requests
+                .lines()
+                .filter(|line| !line.is_empty() && !line.starts_with('#'))
+                .map(Line::parse)
+                .collect(),
+        }
+    };
+    sections.map(section).collect()
+}
+
+/// One line to try: a request, how often it is sent at once, and what comes back.
+#[derive(Debug)]
+struct Line {
+    text: String,
+    method: Method,
+    path: String,
+    headers: Vec<(String, String)>,
+    body: String,
+    http2: bool,
+    statuses: Vec<u16>,
+    replayed: bool,
+    contains: String,
+}
+
+impl Line {
+    /// `curl …  # 201`, `# 201 replayed: some text`, or `for i in 1 2; do curl … & done; wait`
+    /// with `# 201 and 409`. Whatever else a shell and curl understand is a fault of the list.
+    fn parse(text: &str) -> Self {
+        let (command, expected) = text.rsplit_once("  # ").expect("what comes back");
+        let (expected, contains) = expected.split_once(": ").unwrap_or((expected, ""));
+        let replayed = expected.ends_with(" replayed");
+        let statuses = expected.trim_end_matches(" replayed").split(" and ");
+        let statuses: Vec<_> = statuses.map(|s| s.parse().expect("a status")).collect();
+        let command = match statuses.len() {
+            1 => Some(command),
+            _ => command
+                .strip_prefix("for i in 1 2; do ")
+                .and_then(|command| command.strip_suffix(" & done; wait")),
+        };
+        let mut words = words(command.expect("a loop")).into_iter();
+        assert_eq!(words.next().as_deref(), Some("curl"), "{text}");
+        let mut line = Self {
+            text: text.to_owned(),
+            method: Method::GET,
+            path: String::new(),
+            headers: Vec::new(),
+            body: String::new(),
+            http2: false,
+            statuses,
+            replayed,
+            contains: contains.to_owned(),
+        };
+        let mut method = None;
+        while let Some(word) = words.next() {
+            let mut value = || words.next().expect("a value");
+            match word.as_str() {
+                "-i" => {}
+                "--http2-prior-knowledge" => line.http2 = true,
+                "-X" => method = Some(value().parse().expect("a method")),
+                "-d" => {
+                    line.body = value();
+                    line.method = Method::POST;
+                }
+                "-H" => {
+                    let header = value();
+                    let (name, value) = header.split_once(": ").expect("a header");
+                    line.headers.push((name.to_owned(), value.to_owned()));
+                }
+                url => {
+                    let path = url.strip_prefix("localhost:3000");
+                    line.path = path.expect("a path on port 3000").to_owned();
+                }
+            }
+        }
+        line.method = method.unwrap_or(line.method);
+        line
+    }
+
+    async fn check(&self, addr: SocketAddr) {
+        let headers: Vec<_> = self.headers.iter().map(|(n, v)| (&n[..], &v[..])).collect();
+        let answers = join_all(self.statuses.iter().map(|_| {
+            let request = request(self.method.clone(), &self.path, &headers, &self.body);
+            send(addr, self.http2, request)
+        }))
+        .await;
+        let mut statuses: Vec<_> = answers.iter().map(|a| a.status().as_u16()).collect();
+        statuses.sort_unstable();
+        assert_eq!(statuses, self.statuses, "{}: {answers:?}", self.text);
+        for answer in answers {
+            assert_eq!(is_replay(&answer), self.replayed, "{}", self.text);
+            let body = String::from_utf8_lossy(answer.body());
+            assert!(body.contains(&self.contains), "{}: {body}", self.text);
+        }
+    }
+}
+
+/// The words of a command, as far as they have single quotes or none.
+fn words(command: &str) -> Vec<String> {
+    let mut words = vec![String::new()];
+    for (n, part) in command.split('\'').enumerate() {
+        if n % 2 == 1 {
+            words.last_mut().expect("a word").push_str(part);
+            continue;
+        }
+        assert!(
+            !part.contains(['"', '\\', '$', '`', '|', '&', ';', '*']),
+            "{command}"
+        );
+        for (m, word) in part.split(' ').enumerate() {
+            if m > 0 {
+                words.push(String::new());
+            }
+            words.last_mut().expect("a word").push_str(word);
+        }
+    }
+    words
+}
+
+/// The list is read as a shell would.
+#[test]
+fn lines_are_read_as_they_are_meant() {
+    let text = r#"curl -i localhost:3000/a?b -H 'Idempotency-Key: "k"' -d '{"a": 1}'  # 201 replayed: x: y"#;
+    let line = Line::parse(text);
+    assert_eq!((line.method, &line.path[..]), (Method::POST, "/a?b"));
+    let header = ("Idempotency-Key".to_owned(), "\"k\"".to_owned());
+    assert_eq!(line.headers, [header]);
+    assert_eq!(line.body, r#"{"a": 1}"#);
+    assert_eq!((line.statuses, line.replayed), (vec![201], true));
+    assert_eq!(line.contains, "x: y");
+
+    let text = "for i in 1 2; do curl -X PUT localhost:3000/ & done; wait  # 201 and 409";
+    let line = Line::parse(text);
+    assert_eq!((line.method, line.statuses), (Method::PUT, vec![201, 409]));
+}
+
+fn request(
+    method: Method,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: &str,
+) -> Request<Full<Bytes>> {
+    let mut request = Request::new(Full::from(body.to_owned()));
+    *request.method_mut() = method;
+    let uri = format!("http://localhost:3000{path}");
+    *request.uri_mut() = uri.parse().expect("a URI");
+    for (name, value) in headers {
+        let name: HeaderName = name.parse().expect("a name");
+        let value: HeaderValue = value.parse().expect("a value");
+        request.headers_mut().append(name, value);
+    }
+    request
+}
+
+/// Sends a request on a connection of its own.
+async fn send(addr: SocketAddr, http2: bool, request: Request<Full<Bytes>>) -> Response<Bytes> {
+    let answer = async {
+        let stream = TokioIo::new(TcpStream::connect(addr).await.expect("a connection"));
+        // The connection ends when this is dropped.
+        let mut connection = tokio::task::JoinSet::new();
+        let response = if http2 {
+            let executor = TokioExecutor::new();
+            let handshake = hyper::client::conn::http2::handshake(executor, stream);
+            let (mut sender, driver) = handshake.await.expect("a handshake");
+            connection.spawn(driver);
+            sender.send_request(request).await
+        } else {
+            let handshake = hyper::client::conn::http1::handshake(stream);
+            let (mut sender, driver) = handshake.await.expect("a handshake");
+            connection.spawn(driver);
+            sender.send_request(request).await
+        };
+        let (parts, body) = response.expect("an answer").into_parts();
+        let body = body.collect().await.expect("a whole answer").to_bytes();
+        Response::from_parts(parts, body)
+    };
+    let answer = tokio::time::timeout(DEADLINE, answer).await;
+    answer.expect("an answer in time")
+}
+
+fn is_replay(response: &Response<Bytes>) -> bool {
+    response.headers().contains_key("idempotent-replayed")
+}
+
+/// The program that cargo builds beside the tests.
+fn built(name: &str) -> Command {
+    let test = std::env::current_exe().expect("a running test has a path");
+    let profile = test.ancestors().nth(2).expect("it is in target/*/deps");
+    let program = profile.join("examples").join(name);
+    let program = program.with_extension(std::env::consts::EXE_EXTENSION);
+    let built = fs::metadata(&program).and_then(|found| found.modified());
+    let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples");
+    let changed = [
+        sources.join(format!("{name}.rs")),
+        sources.join(name).join("main.rs"),
+    ];
+    let changed = changed
+        .iter()
+        .find_map(|source| source.metadata().ok()?.modified().ok());
+    assert!(
+        built.is_ok_and(|built| changed.is_some_and(|changed| changed <= built)),
+        "{} is missing or older than its source: `cargo test` builds it, and so does \
+         `cargo build --all-features --examples`",
+        program.display()
+    );
+    Command::new(program)
+}
+
+/// Runs an example to its end.
+async fn output(name: &str) -> Output {
+    let child = tokio::process::Command::from(built(name))
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::inherit())
+        .kill_on_drop(true)
+        .spawn()
+        .expect("the example starts");
+    let output = tokio::time::timeout(DEADLINE, child.wait_with_output()).await;
+    output.expect("it ends in time").expect("its output")
+}
+
+/// A running server, killed when the test ends.
+struct Server {
+    process: Child,
+    addr: SocketAddr,
+    stdout: BufReader<ChildStdout>,
+}
+
+impl Server {
+    fn start(name: &str, flags: &[&str]) -> Self {
+        let mut process = built(name)
+            .args(["--addr", "127.0.0.1:0"])
+            .args(flags)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::inherit())
+            .spawn()
+            .expect("the example starts");
+        let stdout = process.stdout.take().expect("stdout is a pipe");
+        let mut stdout = BufReader::new(stdout);
+        let mut line = String::new();
+        stdout.read_line(&mut line).expect("the first line");
+        let addr = line
+            .trim_end()
+            .strip_prefix("listening on http://")
+            .and_then(|addr| addr.parse().ok());
+        let Some(addr) = addr else {
+            let _ = process.kill();
+            panic!("{name}: no address in {line:?}");
+        };
+        Self {
+            process,
+            addr,
+            stdout,
+        }
+    }
+
+    fn signal(&self, name: &str) {
+        let sent = Command::new("sh")
+            .args(["-c", &format!("kill -{name} {}", self.process.id())])
+            .status();
+        assert!(sent.expect("sh runs").success());
+    }
+
+    async fn exit_code(&mut self) -> Option<i32> {
+        let start = Instant::now();
+        loop {
+            if let Some(status) = self.process.try_wait().expect("a child") {
+                return status.code();
+            }
+            assert!(start.elapsed() < DEADLINE, "the server does not end");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// What an ended server has printed since its address.
+    fn rest_of_stdout(&mut self) -> String {
+        let mut printed = String::new();
+        self.stdout.read_to_string(&mut printed).expect("text");
+        printed
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
