@@ -51,12 +51,16 @@ impl From<Refusal> for Turned {
 }
 
 /// Checks the key, the caller and the body, in this order, and names the record.
-pub(super) async fn admit<B: Body<Data = Bytes>>(
+pub(super) async fn admit<B>(
     config: &Config,
     parts: &Parts,
     body: B,
     key: Result<Option<IdempotencyKey>, InvalidKey>,
-) -> Result<Admitted, Turned> {
+) -> Result<Admitted, Turned>
+where
+    B: Body<Data = Bytes>,
+    B::Error: 'static,
+{
     let mut body = pin!(body);
     let identified = identify(config, parts, key);
     // Reading tells a client that waits for `100 Continue` to send.
@@ -127,11 +131,15 @@ fn identify(
     Ok((key, caller))
 }
 
-async fn read<B: Body<Data = Bytes>>(
+async fn read<B>(
     config: &Config,
     parts: &Parts,
     body: Pin<&mut B>,
-) -> Result<(BufferedBody, Fingerprint), Refusal> {
+) -> Result<(BufferedBody, Fingerprint), Refusal>
+where
+    B: Body<Data = Bytes>,
+    B::Error: 'static,
+{
     let limits = ReadLimits {
         max: config.body_limit,
         timeout: config.body_timeout,

@@ -160,6 +160,16 @@ impl<S: Store> IdempotencyLayer<S> {
     }
 }
 
+/// Hides which store it is, where several of them are to choose from. Options are kept.
+impl<S: Store> From<IdempotencyLayer<S>> for IdempotencyLayer<dyn Store> {
+    fn from(layer: IdempotencyLayer<S>) -> Self {
+        Self {
+            store: layer.store,
+            config: layer.config,
+        }
+    }
+}
+
 const MIB: usize = 1024 * 1024;
 
 /// Stores count in microseconds and answer in more than that.
