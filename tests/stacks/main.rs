@@ -12,10 +12,16 @@
 mod base;
 
 mod bodies;
+mod heads;
 mod load;
+#[cfg(feature = "axum")]
+mod middleware;
+mod panics;
 mod places;
 #[cfg(feature = "axum")]
 mod routers;
 mod servers;
+#[cfg(feature = "tracing")]
+mod spans;
 mod support;
 mod times;
