@@ -75,6 +75,11 @@ use crate::{
 /// disconnect, a timeout further out and a shutdown that awaits [`drain`](Self::drain) cost no
 /// work. The `tracing` span goes with it, `tokio::task_local!` values do not.
 ///
+/// # Other layers
+///
+/// [`stacks`](crate::stacks) says which of them belong outside and which inside, and has a whole
+/// stack for axum.
+///
 /// # Readiness
 ///
 /// The service that was asked for its readiness is the one that is called. A request that waits

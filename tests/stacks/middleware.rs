@@ -10,7 +10,12 @@ use axum::{
     routing::post,
 };
 use http::StatusCode;
-use tower::{ServiceBuilder, ServiceExt, load_shed::LoadShedLayer, timeout::TimeoutLayer};
+use tower::{
+    ServiceBuilder, ServiceExt,
+    limit::{ConcurrencyLimitLayer, GlobalConcurrencyLimitLayer},
+    load_shed::LoadShedLayer,
+    timeout::TimeoutLayer,
+};
 use tower_http::{limit::RequestBodyLimitLayer, map_request_body::MapRequestBodyLayer};
 use tower_idempotency::{IdempotencyLayer, RequestBody, Scope};
 
@@ -228,4 +233,65 @@ async fn u16_default_body_limit() {
         ask(&raised, keyed("k", &large)).await.text(),
         large.len().to_string()
     );
+}
+
+/// A limit inside, which one execution fills. In one builder with the layer it decides when the layer
+/// is ready, and replays wait for a place; in a `layer` call of its own they do not, since axum asks
+/// for the place only when the handler is called.
+#[tokio::test(start_paused = true)]
+async fn u20_concurrency_limit_inside_in_axum() {
+    for one_builder in [true, false] {
+        let (payments, router) = payments();
+        let (idempotency, limit) = (layer(Scripted::new()), GlobalConcurrencyLimitLayer::new(1));
+        let app = match one_builder {
+            true => router.layer(ServiceBuilder::new().layer(idempotency).layer(limit)),
+            false => router.layer(limit).layer(idempotency),
+        };
+        assert!(!ask(&app, keyed("done", "b")).await.is_replay());
+        let ask = |path: &'static str, key: &'static str| {
+            let app = app.clone();
+            tokio::spawn(async move { ask(&app, post_to(path, key, "b")).await })
+        };
+        let running = ask("/gate", "running");
+        tokio::time::sleep(SLOW).await;
+        let (replay, next) = (ask("/pay", "done"), ask("/pay", "next"));
+        tokio::time::sleep(SLOW).await;
+        assert_eq!(
+            (replay.is_finished(), next.is_finished()),
+            (!one_builder, false)
+        );
+        assert_eq!(payments.calls(), 2);
+        payments.open(1);
+        assert!(replay.await.unwrap().is_replay());
+        for call in [running, next] {
+            assert_eq!(call.await.unwrap().status.as_u16(), 201);
+        }
+    }
+}
+
+/// axum makes a layer for each route, and so a limit for each, unless they share one.
+#[tokio::test(start_paused = true)]
+async fn a_concurrency_limit_of_routes_in_axum() {
+    for shared in [false, true] {
+        let payments = Payments::new();
+        let routes = Router::new()
+            .route_service("/gate", payments.clone())
+            .route_service("/pay", payments.clone());
+        let limited = match shared {
+            false => routes.layer(ConcurrencyLimitLayer::new(1)),
+            true => routes.layer(GlobalConcurrencyLimitLayer::new(1)),
+        };
+        let app = limited.layer(layer(Scripted::new()));
+        let call = |path: &'static str| {
+            let app = app.clone();
+            tokio::spawn(async move { ask(&app, post_to(path, "k", "b")).await })
+        };
+        let (gated, other) = (call("/gate"), call("/pay"));
+        tokio::time::sleep(SLOW).await;
+        assert_eq!((gated.is_finished(), other.is_finished()), (false, !shared));
+        payments.open(1);
+        for call in [gated, other] {
+            assert_eq!(call.await.unwrap().status.as_u16(), 201);
+        }
+    }
 }

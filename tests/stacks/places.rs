@@ -67,6 +67,19 @@ async fn in_a_service_builder() {
     assert_once(&service, &payments).await;
 }
 
+/// Switched off it covers nothing, and keeps its place.
+#[tokio::test]
+async fn p10_switched_off() {
+    let (payments, store) = (Payments::new(), Scripted::new());
+    let off = layer(store.clone()).require_key(true).covers(|_| false);
+    let service = off.layer(payments.clone());
+    for number in 1..=2 {
+        let answer = ask(&service, post("k", "b")).await;
+        assert_eq!(answer.text(), format!("effect {number}: b"));
+    }
+    assert_eq!(store.calls(), []);
+}
+
 /// `option_layer` asks for the same types with the layer and without it: bodies that hide theirs.
 #[tokio::test]
 async fn in_an_option_layer() {
