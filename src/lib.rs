@@ -27,8 +27,8 @@
 //! ```
 //!
 //! [`IdempotencyLayer`] has an example that runs without a server, and every option with its
-//! default. The [README][readme] says what is promised and what is not, which layers go outside
-//! and inside, and when another way is better.
+//! default. The [README][readme] says what is promised and what is not, and when another way is
+//! better; [`stacks`] says which layers go outside and which inside, and what a wrong order breaks.
 //!
 //! # Where things are
 //!
@@ -67,6 +67,9 @@ mod key;
 pub mod machine;
 mod record;
 mod server;
+#[cfg(doc)]
+#[doc = include_str!("docs/stacks.md")]
+pub mod stacks {}
 pub mod store;
 mod telemetry;
 #[cfg(feature = "testing")]

@@ -55,12 +55,16 @@ impl From<Refusal> for Turned {
 
 /// Checks the key, the caller and the body, in this order, and names the record.
 #[expect(clippy::manual_async_fn, reason = "smaller: see `Covered`")]
-pub(super) fn admit<B: Body<Data = Bytes>>(
+pub(super) fn admit<B>(
     config: &Config,
     parts: &Parts,
     mut body: Pin<&mut B>,
     found: &InHead,
-) -> impl Future<Output = Result<Admitted, Turned>> {
+) -> impl Future<Output = Result<Admitted, Turned>>
+where
+    B: Body<Data = Bytes>,
+    B::Error: 'static,
+{
     async move {
         let (refusal, leave) = match identify(config, parts, found) {
             Ok(known) => {
@@ -168,11 +172,15 @@ fn identify<'a>(
 }
 
 #[expect(clippy::manual_async_fn, reason = "smaller: see `Covered`")]
-fn read<B: Body<Data = Bytes>>(
+fn read<B>(
     config: &Config,
     parts: &Parts,
     body: Pin<&mut B>,
-) -> impl Future<Output = Result<(BufferedBody, Fingerprint), Refusal>> {
+) -> impl Future<Output = Result<(BufferedBody, Fingerprint), Refusal>>
+where
+    B: Body<Data = Bytes>,
+    B::Error: 'static,
+{
     async move {
         let mut hasher = config.fingerprinter.start(parts);
         let streams = config.fingerprinter.streams();

@@ -13,11 +13,13 @@
 
 use std::{
     any::Any,
+    error::Error,
     fmt,
     future::Future,
+    iter::successors,
     ops::Deref,
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, Mutex},
     task::{Context, Poll},
     time::Duration,
 };
@@ -25,8 +27,9 @@ use std::{
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
-use http_body_util::BodyExt;
+use http_body_util::{BodyExt, LengthLimitError};
 use pin_project_lite::pin_project;
+use tower::BoxError;
 
 use crate::engine::{Gauge, Permit, within};
 
@@ -280,7 +283,7 @@ pub(crate) struct ReadLimits {
 /// Why a request's body could not be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ReadError {
-    /// It is over [`ReadLimits::max`].
+    /// It is over [`ReadLimits::max`], or over the limit of a layer further out.
     TooLarge,
     /// It did not end in time.
     TooSlow,
@@ -288,6 +291,26 @@ pub(crate) enum ReadError {
     Broken,
     /// With it, all bodies would be over [`ReadLimits::total`].
     Overloaded,
+}
+
+impl ReadError {
+    /// A limit further out ends a body that passes it with an error, and leaves it to whoever reads
+    /// the body to tell that from one that broke off.
+    fn from_body<E: 'static>(error: E) -> Self {
+        let error: &dyn Any = &error;
+        let known: Option<&(dyn Error + 'static)> = match error.downcast_ref::<BoxError>() {
+            Some(error) => Some(&**error),
+            #[cfg(feature = "axum")]
+            None => error.downcast_ref::<axum::Error>().map(|error| error as _),
+            #[cfg(not(feature = "axum"))]
+            None => None,
+        };
+        let mut causes = successors(known, |error| (**error).source());
+        match causes.any(|error| error.is::<LengthLimitError>()) {
+            true => Self::TooLarge,
+            false => Self::Broken,
+        }
+    }
 }
 
 /// Reads `body` to its end, and shows every piece to `on_data` on the way.
@@ -307,6 +330,7 @@ pub(crate) fn read<B>(
 ) -> impl Future<Output = Result<BufferedBody, ReadError>>
 where
     B: Body<Data = Bytes>,
+    B::Error: 'static,
 {
     async move {
         let stated = body.size_hint();
@@ -321,7 +345,7 @@ where
                 let Some(frame) = body.frame().await else {
                     break;
                 };
-                match frame.map_err(|_| ReadError::Broken)?.into_data() {
+                match frame.map_err(ReadError::from_body)?.into_data() {
                     Ok(data) => {
                         if data.len() > limits.max - gather.len {
                             return Err(ReadError::TooLarge);
@@ -582,8 +606,9 @@ pin_project! {
         Buffered { data: Outgoing, trailers: Trailers, exact: bool },
         PassedOn { data: Outgoing, rest: Pin<Box<B>> },
         // A struct that named `B::Error` would need the bound `B: Body`, and so would every struct
-        // that holds one. `broken` puts a `B::Error` here, so nothing else comes out.
-        Broken { data: Outgoing, error: Option<Box<dyn Any + Send>> },
+        // that holds one. `broken` puts a `B::Error` here, so nothing else comes out. The mutex is
+        // never locked: with it, a body is `Sync` if `B` is, whatever its error.
+        Broken { data: Outgoing, error: Option<Mutex<Box<dyn Any + Send>>> },
     }
 }
 
@@ -638,7 +663,7 @@ impl<B> ResponseBody<B> {
         Self {
             kind: ResponseKind::Broken {
                 data: Outgoing::new(frames, Some(permit)),
-                error: Some(Box::new(error)),
+                error: Some(Mutex::new(Box::new(error))),
             },
         }
     }
@@ -688,7 +713,7 @@ where
                 Some(data) => Some(Ok(Frame::data(data))),
                 None => error
                     .take()
-                    .and_then(|error| error.downcast().ok())
+                    .and_then(|error| error.into_inner().ok()?.downcast().ok())
                     .map(|error| Err(*error)),
             },
         };

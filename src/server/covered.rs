@@ -56,6 +56,7 @@ impl<Svc> Covered<Svc> {
     where
         Svc: Service<Request<RequestBody<ReqBody>>, Response = Response<ResBody>>,
         ReqBody: Body<Data = Bytes>,
+        ReqBody::Error: 'static,
         ResBody: Body<Data = Bytes>,
         ResBody::Error: Send + 'static,
     {

@@ -76,6 +76,11 @@ use crate::{
 /// disconnect, a timeout further out and a shutdown that awaits [`drain`](Self::drain) cost no
 /// work. The `tracing` span goes with it, `tokio::task_local!` values do not.
 ///
+/// # Other layers
+///
+/// [`stacks`](crate::stacks) says which of them belong outside and which inside, and has a whole
+/// stack for axum.
+///
 /// # Readiness
 ///
 /// The service that was asked for its readiness is the one that is called. A request that waits
@@ -165,6 +170,16 @@ impl<S: Store> IdempotencyLayer<S> {
                 docs_url: None,
                 on_refusal: None,
             }),
+        }
+    }
+}
+
+/// Hides which store it is, where several of them are to choose from. Options are kept.
+impl<S: Store> From<IdempotencyLayer<S>> for IdempotencyLayer<dyn Store> {
+    fn from(layer: IdempotencyLayer<S>) -> Self {
+        Self {
+            store: layer.store,
+            config: layer.config,
         }
     }
 }
