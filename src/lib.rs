@@ -63,6 +63,8 @@
 
 mod engine;
 mod fingerprint;
+#[cfg(feature = "json")]
+mod json;
 mod key;
 pub mod machine;
 mod record;

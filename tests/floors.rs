@@ -16,7 +16,7 @@ use proc_macro2::{Delimiter, TokenStream, TokenTree};
 /// keeps it (three rows), what works on that, and what faces the network. Modules of one row do not
 /// know each other; the files within one folder module do.
 const FLOORS: &[&[&str]] = &[
-    &["key"],
+    &["key", "json"],
     &["fingerprint"],
     &["record"],
     &["machine"],

@@ -205,7 +205,7 @@ fn from_header(value: &HeaderValue, strict: bool) -> Result<IdempotencyKey, Inva
 
 #[cfg(feature = "json")]
 fn from_json(body: &[u8], path: &[String]) -> Result<Option<IdempotencyKey>, InvalidKey> {
-    use super::json::{Found, find};
+    use crate::json::{Found, find};
 
     match find(body, path) {
         Found::Nothing => Ok(None),
