@@ -92,7 +92,7 @@ impl<Svc> Covered<Svc> {
         match begin {
             Begin::Run(running) => self.run(running, key, parts, body).await,
             Begin::Replay(payload) => Ok(config.replay(&store_key, &payload)),
-            Begin::Refuse(reason) => {
+            Begin::Refuse(reason) | Begin::StoreFailed(reason, _) => {
                 let response = config.refused(&config.refusal(reason, Some(&key)));
                 Ok(told(response, Some(&store_key), Outcome::Refused(reason)))
             }
