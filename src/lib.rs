@@ -41,6 +41,7 @@
 //! | What happened? | [`Outcome`], in the response's extensions |
 //! | Where are records kept? | [`Store`], [`MemoryStore`] |
 //! | How may a record change? | [`machine`] |
+//! | How for a function, not HTTP? | [`function`] |
 //!
 //! # Runtime
 //!
@@ -50,7 +51,8 @@
 //!
 //! # Features
 //!
-//! - `json` (default): keys from a JSON body, and fingerprints over canonical JSON.
+//! - `json` (default): keys from a JSON body, fingerprints over canonical JSON, and functions whose
+//!   inputs and results are JSON.
 //! - `tracing` (default): events with the target `tower_idempotency`. Keys appear hashed.
 //! - `axum`: reads axum's `OriginalUri`, so that nested routers do not share records. Turn it on in
 //!   every axum app.
@@ -63,6 +65,7 @@
 
 mod engine;
 mod fingerprint;
+pub mod function;
 #[cfg(feature = "json")]
 mod json;
 mod key;
@@ -77,6 +80,7 @@ pub mod testing;
 
 pub use engine::{CheckpointError, Execution, OnConflict};
 pub use fingerprint::{Fingerprint, FingerprintHasher, InvalidFingerprint};
+pub use function::{Done, Function, Operation, RunError};
 pub use key::{IdempotencyKey, InvalidKey, StoreKey, StoreKeyParts};
 pub use record::{
     Claim, ClaimRequest, Claimed, Entry, FencingToken, Lease, OwnerId, Payload, Record, Snapshot,
