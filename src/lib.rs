@@ -45,9 +45,9 @@
 //!
 //! # Runtime
 //!
-//! A tokio runtime with time enabled is needed for covered requests. Nothing runs in the background
-//! but for requests: a task renews the lease of an execution while it runs, and executions whose
-//! callers left go on as tasks.
+//! A tokio runtime with time enabled is needed for covered requests and for functions. Nothing runs
+//! in the background but for them: a task renews the lease of an execution while it runs, and
+//! executions whose callers left go on as tasks.
 //!
 //! # Features
 //!

@@ -185,3 +185,35 @@ impl fmt::Display for NotAResult {
 }
 
 impl Error for NotAResult {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Roomy;
+
+    impl Codec<()> for Roomy {
+        type Error = fmt::Error;
+
+        fn encode(&self, (): &()) -> Result<Vec<u8>, fmt::Error> {
+            let mut bytes = Vec::with_capacity(1 << 20);
+            bytes.extend_from_slice(b"value");
+            Ok(bytes)
+        }
+
+        fn decode(&self, bytes: &[u8]) -> Result<(), fmt::Error> {
+            assert_eq!(bytes, b"value");
+            Ok(())
+        }
+    }
+
+    /// U10: a record keeps no more memory than it needs, whatever the codec asked for.
+    #[test]
+    fn s28_u10_a_record_holds_its_own_bytes() {
+        let payload = encode(&Roomy, &(), 5).unwrap();
+        assert!(payload.is_replayable());
+        decode(&Roomy, &payload).unwrap();
+        let bytes = payload.bytes.try_into_mut().unwrap();
+        assert_eq!((bytes.len(), bytes.capacity()), (6, 6));
+    }
+}

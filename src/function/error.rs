@@ -6,8 +6,9 @@ use crate::{key::InvalidKey, store::StoreError};
 
 /// Why a call gave no value. `E` is the work's own error.
 ///
-/// Messages and debug output hold no key, input or result (U19), but for what your own error shows
-/// in its own. It is an [`Error`] where `E` is one.
+/// Messages and debug output hold no key, input or result (U19), but for what your own error, or
+/// that of a codec of yours, shows of itself. This is an [`Error`] where `E` is one; a boxed error is
+/// none, so take it out of [`Work`](Self::Work) first.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum RunError<E> {

@@ -61,6 +61,17 @@ async fn s28_p8_u13_a_store_that_cannot_be_asked_runs_nothing() {
     }
 }
 
+/// P8: the deadline of a store call can be set.
+#[tokio::test(start_paused = true)]
+async fn s28_p8_the_deadline_of_store_calls_can_be_set() {
+    let bench = Bench::new().with(|pay| pay.store_timeout(Duration::from_millis(300)));
+    bench.store.next(Op::Claim, Fault::Hangs);
+    let start = Instant::now();
+    let refused = bench.send("k", "b").await;
+    assert!(matches!(refused, Err(RunError::Store(_))), "{refused:?}");
+    assert_eq!(start.elapsed().as_millis(), 300);
+}
+
 /// P3: recording is tried again before the value is given.
 #[tokio::test(start_paused = true)]
 async fn s28_p3_recording_is_tried_again() {
@@ -140,7 +151,7 @@ async fn s28_p9_a_full_store_keeps_the_key() {
     assert_eq!(bench.effects.count(), 1);
 }
 
-/// P9, U16: a value at the limit is recorded, one byte more is not; its caller gets it all the same.
+/// P9, U06: a value at the limit is recorded, one byte more is not; its caller gets it all the same.
 #[tokio::test]
 async fn s28_p9_u06_a_value_over_the_limit_is_given_once() {
     let mib = 1024 * 1024;

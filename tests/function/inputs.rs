@@ -32,7 +32,7 @@ async fn s28_i11_an_invalid_key_is_refused_before_the_store_is_asked() {
     }
 }
 
-/// I12, U09, U33: prefix, scope and name each make another thing of one key.
+/// I12, U33: prefix, scope and name each make another thing of one key.
 #[tokio::test]
 async fn s28_u33_prefix_scope_and_name_keep_keys_apart() {
     let bench = Bench::new();

@@ -52,7 +52,7 @@ async fn s28_p2_a_value_comes_back_as_it_was() {
 /// S24: an input counts by its meaning: neither the order of a map nor the type that held it
 /// matters, but each value does.
 #[tokio::test]
-async fn s28_s24_u35_an_input_counts_by_its_meaning() {
+async fn s28_s24_an_input_counts_by_its_meaning() {
     let pay = Operation::new("pay", MemoryStore::new());
     let names: Vec<_> = (0..50).map(|n| format!("name {n}")).collect();
     let one: HashMap<_, _> = names.iter().zip(0..).collect();
@@ -84,6 +84,17 @@ async fn s28_s24_u35_an_input_counts_by_its_meaning() {
         let mismatch = pay.call("pair").input(&other).run(nothing).await;
         assert!(matches!(mismatch, Err(RunError::Mismatch)), "{other:?}");
     }
+}
+
+/// What the documentation says of `NaN`: as an input it is `null`, as a result it is not read again.
+#[tokio::test]
+async fn s28_u18_nan_is_no_number() {
+    let pay = Operation::new("pay", MemoryStore::new());
+    let work = |_| async { Ok::<_, Failure>(f64::NAN) };
+    let none = None::<f64>;
+    pay.call("k").input(&f64::NAN).run(work).await.unwrap();
+    let again = pay.call("k").input(&none).run(work).await;
+    assert!(matches!(again, Err(RunError::Unreadable(_))), "{again:?}");
 }
 
 /// What has no meaning as JSON, or more than one, is refused before the store is asked.
