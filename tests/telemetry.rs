@@ -16,7 +16,8 @@ use std::{
 use futures::poll;
 use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_idempotency::{
-    Execution, OnConflict, Operation, Outcome, Reason, Store, function::Codec,
+    Execution, OnConflict, Operation, Outcome, Reason, Store,
+    function::{Codec, Effect},
 };
 use tracing::Instrument;
 
@@ -289,11 +290,19 @@ async fn s28_u19_functions_tell_the_outcome_and_no_secret() {
     call("secret-\n", "secret-body", "done").await;
     store.next(Op::Claim, Fault::Full);
     call("secret-key-3", "secret-body", "done").await;
+    // What did nothing after something had been done counts as failed.
+    for key in ["secret-key-4", "secret-key-fails"] {
+        let call = operation.call(key).scope("secret-scope");
+        let work = async |_| Err::<String, _>(std::fmt::Error);
+        let call = call.input_bytes("secret-body");
+        let _ = call.run_judged(|_| Effect::None, work).await;
+    }
     for (part, lines) in [
         ("outcome=\"completed\"", 2),
         ("outcome=\"replayed\"", 1),
         ("outcome=\"mismatch\"", 1),
-        ("outcome=\"failed\"", 1),
+        ("outcome=\"failed\"", 2),
+        ("outcome=\"rejected\"", 1),
         ("outcome=\"completed-not-replayable\"", 1),
         ("outcome=\"store-unavailable\"", 1),
         ("outcome=\"key-invalid\"", 1),
