@@ -17,10 +17,11 @@
 //! ```
 
 use std::{
+    cell::Cell,
     error::Error,
-    fmt::{self, Write as _},
-    hash::{Hash, Hasher},
-    sync::Arc,
+    fmt,
+    hash::{BuildHasher, Hash, Hasher, RandomState},
+    sync::{Arc, LazyLock},
 };
 
 use sha2::{Digest, Sha256};
@@ -48,16 +49,20 @@ impl IdempotencyKey {
     /// anything but visible ASCII and spaces.
     pub fn new(key: impl AsRef<str>) -> Result<Self, InvalidKey> {
         let key = key.as_ref();
-        match key.len() {
-            0 => Err(InvalidKey::new("the key is empty")),
-            1..=Self::MAX_LEN => match key.bytes().all(|b| matches!(b, b' '..=b'~')) {
-                true => Ok(Self(key.into())),
-                false => Err(InvalidKey::new(
-                    "the key holds a character that is neither visible ASCII nor a space",
-                )),
-            },
-            _ => Err(InvalidKey::new("the key is longer than 255 characters")),
-        }
+        Self::check(key)?;
+        Ok(Self(key.into()))
+    }
+
+    /// Whether [`new`](Self::new) takes `key`.
+    pub(crate) fn check(key: &str) -> Result<(), InvalidKey> {
+        Err(InvalidKey::new(match key.len() {
+            0 => "the key is empty",
+            1..=Self::MAX_LEN if key.bytes().all(|b| matches!(b, b' '..=b'~')) => return Ok(()),
+            1..=Self::MAX_LEN => {
+                "the key holds a character that is neither visible ASCII nor a space"
+            }
+            _ => "the key is longer than 255 characters",
+        }))
     }
 
     /// The key, in clear.
@@ -103,6 +108,8 @@ impl Error for InvalidKey {}
 #[derive(Clone)]
 pub struct StoreKey {
     text: Arc<str>,
+    /// Of the text. Computed once, since a request looks its record up more than once.
+    hash: u64,
     scope: u32,
     endpoint: u32,
     key: u32,
@@ -140,25 +147,36 @@ impl StoreKey {
     /// SHA-256, so a store key of a valid [`IdempotencyKey`] never exceeds 642 bytes.
     #[must_use]
     pub fn new(prefix: &str, scope: &str, endpoint: &str, key: &str) -> Self {
-        let mut text = String::with_capacity(
-            prefix.len() + scope.len().min(LONGEST_PART) + endpoint.len() + key.len() + 3,
-        );
-        push_escaped(&mut text, prefix);
+        Self::compose(prefix, Part::Text(scope), Part::Text(endpoint), key)
+    }
+
+    /// The same, for parts that may be digests.
+    pub(crate) fn compose(prefix: &str, scope: Part<'_>, endpoint: Part<'_>, key: &str) -> Self {
+        // The text is put together here, and then copied once.
+        let mut text = SCRATCH.try_with(Cell::take).unwrap_or_default();
+        text.clear();
+        Part::Text(prefix).push(&mut text);
         text.push(':');
         let scope_at = text.len();
-        push_escaped(&mut text, scope);
+        scope.push(&mut text);
         text.push(':');
         let endpoint_at = text.len();
-        push_escaped(&mut text, endpoint);
+        endpoint.push(&mut text);
         text.push(':');
         let key_at = text.len();
         text.push_str(key);
-        Self {
-            text: text.into(),
+        let composed = Self {
+            hash: hash(&text),
             scope: scope_at as u32,
             endpoint: endpoint_at as u32,
             key: key_at as u32,
+            text: text.as_str().into(),
+        };
+        if text.capacity() <= LARGEST_SCRATCH {
+            // Fails only while the thread ends.
+            let _ = SCRATCH.try_with(|scratch| scratch.set(text));
         }
+        composed
     }
 
     /// The whole key.
@@ -171,6 +189,11 @@ impl StoreKey {
     #[must_use]
     pub fn shared(&self) -> &Arc<str> {
         &self.text
+    }
+
+    /// A hash of the text, keyed at random for this process.
+    pub(crate) fn hash(&self) -> u64 {
+        self.hash
     }
 
     /// The parts, for a store that keeps them in columns of their own.
@@ -199,9 +222,40 @@ impl StoreKey {
     }
 }
 
+thread_local! {
+    static SCRATCH: Cell<String> = const { Cell::new(String::new()) };
+}
+
+/// More than any valid key takes. A longer one leaves no memory behind.
+const LARGEST_SCRATCH: usize = 1024;
+
+/// The hash of a store key's text, for tables in this process. Keyed at random, so that nobody can
+/// choose keys that collide.
+pub(crate) fn hash(text: &str) -> u64 {
+    static HASHER: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+    HASHER.hash_one(text)
+}
+
+/// A part of a store key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Part<'a> {
+    Text(&'a str),
+    /// Stands as lower-case hex.
+    Digest(&'a [u8]),
+}
+
+impl Part<'_> {
+    fn push(self, text: &mut String) {
+        match self {
+            Self::Text(part) => push_escaped(text, part),
+            Self::Digest(digest) => push_hex(text, digest),
+        }
+    }
+}
+
 impl PartialEq for StoreKey {
     fn eq(&self, other: &Self) -> bool {
-        self.text == other.text
+        self.hash == other.hash && self.text == other.text
     }
 }
 
@@ -209,7 +263,7 @@ impl Eq for StoreKey {}
 
 impl Hash for StoreKey {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        self.text.hash(state);
+        state.write_u64(self.hash);
     }
 }
 
@@ -221,12 +275,17 @@ impl fmt::Debug for StoreKey {
 
 fn push_escaped(text: &mut String, part: &str) {
     let start = text.len();
+    // Most parts are short and have nothing to escape.
+    if part.len() <= LONGEST_PART && part.bytes().all(is_unreserved) {
+        return text.push_str(part);
+    }
     for &byte in part.as_bytes() {
-        match byte {
-            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
-                text.push(byte as char);
+        match is_unreserved(byte) {
+            true => text.push(byte as char),
+            false => {
+                text.push('%');
+                push_digits(text, b"0123456789ABCDEF", byte);
             }
-            _ => push_hex_byte(text, Some('%'), byte),
         }
         if text.len() - start > LONGEST_PART {
             text.truncate(start);
@@ -237,19 +296,21 @@ fn push_escaped(text: &mut String, part: &str) {
     }
 }
 
-fn push_hex_byte(text: &mut String, mark: Option<char>, byte: u8) {
-    const DIGITS: &[u8; 16] = b"0123456789ABCDEF";
-    text.extend(mark);
-    text.push(DIGITS[usize::from(byte >> 4)] as char);
-    text.push(DIGITS[usize::from(byte & 15)] as char);
+/// RFC 3986, section 2.3.
+fn is_unreserved(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~')
 }
 
 /// Appends `bytes` in lower-case hex.
 pub(crate) fn push_hex(text: &mut String, bytes: &[u8]) {
-    for byte in bytes {
-        // Writing to a `String` cannot fail.
-        let _ = write!(text, "{byte:02x}");
+    for &byte in bytes {
+        push_digits(text, b"0123456789abcdef", byte);
     }
+}
+
+fn push_digits(text: &mut String, digits: &[u8; 16], byte: u8) {
+    text.push(digits[usize::from(byte >> 4)] as char);
+    text.push(digits[usize::from(byte & 15)] as char);
 }
 
 pub(crate) fn short_hash(text: &str) -> String {

@@ -3,7 +3,11 @@
 //!
 //! Nothing here changes by itself; [`machine`](crate::machine) says how a record may change.
 
-use std::{fmt, time::Duration};
+use std::{
+    cell::Cell,
+    fmt,
+    time::{Duration, SystemTime},
+};
 
 use bytes::Bytes;
 
@@ -44,7 +48,7 @@ impl std::ops::Add<Duration> for Timestamp {
     }
 }
 
-/// Who claimed a record: 128 random bits, new for each request that claims.
+/// Who claimed a record: 128 bits, new for each request that claims.
 ///
 /// A store changes a claimed record only for its owner. Claiming again under the same owner gives
 /// the same claim, so a store call whose answer was lost may be sent again.
@@ -55,19 +59,28 @@ impl OwnerId {
     /// The owner of a record that was given back: no claimant has this id.
     pub const NOBODY: Self = Self(0);
 
-    /// A new one, from the operating system's random numbers.
+    /// A new one: 64 bits that count up from a random number of this thread, and 64 random bits of
+    /// this thread, combined with the time.
     ///
-    /// They are asked for each time and not stretched by a generator in the process: a virtual
-    /// machine that is restored twice from one snapshot would repeat the generator's numbers.
+    /// The operating system is asked for random numbers once a thread, since that takes longer than
+    /// a replay. The time is in it because a virtual machine that is restored twice from one
+    /// snapshot has the same numbers twice, but not at the same nanosecond.
     ///
     /// # Panics
     ///
     /// If the operating system has no random numbers.
     #[must_use]
     pub fn random() -> Self {
-        let mut bytes = [0; 16];
-        getrandom::fill(&mut bytes).expect("the operating system gives random numbers");
-        Self(u128::from_ne_bytes(bytes))
+        let drawn = NUMBERS.try_with(|numbers| {
+            let (count, fixed) = numbers.get();
+            numbers.set((count.wrapping_add(1), fixed));
+            (count, fixed)
+        });
+        // The thread is about to end, and its numbers with it.
+        let (count, fixed) = drawn.unwrap_or_else(|_| (random(), random()));
+        let now = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
+        let low = fixed ^ now.as_nanos() as u64;
+        Self(u128::from(count) << 64 | u128::from(low))
     }
 
     /// From what a store kept, or, in a test, from a number of your choice.
@@ -81,6 +94,15 @@ impl OwnerId {
     pub const fn as_u128(self) -> u128 {
         self.0
     }
+}
+
+thread_local! {
+    /// The next count, and what stays the same.
+    static NUMBERS: Cell<(u64, u64)> = Cell::new((random(), random()));
+}
+
+fn random() -> u64 {
+    getrandom::u64().expect("the operating system gives random numbers")
 }
 
 /// 32 lower-case hex digits.

@@ -98,14 +98,15 @@ impl Engine {
                 return Begin::Refuse(Reason::InProgress);
             }
             before_wait();
-            let waited = async {
+            // Boxed, so that only those that wait have room for it.
+            let waited = Box::pin(timeout_at(until, async {
                 let found = self.waits().join(self, key, token).await;
                 match found.and_then(|found| found.answer_for(&fingerprint)) {
                     Some(payload) => Err(payload),
                     None => Ok(timeout(PATIENCE, self.waits().turn(key)).await.ok()),
                 }
-            };
-            turn = match timeout_at(until, waited).await {
+            }));
+            turn = match waited.await {
                 Ok(Ok(turn)) => turn,
                 Ok(Err(payload)) => return completed(payload),
                 Err(_) => return Begin::Refuse(Reason::InProgress),

@@ -3,10 +3,10 @@
 use std::{error::Error, future::Future, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use futures::FutureExt;
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 
 use crate::{
-    engine::{waiting::Waits, work::Work},
+    engine::{waiting::Waits, within::within, work::Work},
     store::{Store, StoreError},
 };
 
@@ -147,10 +147,10 @@ impl Engine {
             Err(StoreError::unavailable("idempotency", source))
         };
         // What the store did to itself is its own matter: nothing of ours is shared with it.
-        match timeout(limit, AssertUnwindSafe(call).catch_unwind()).await {
-            Ok(Ok(answer)) => answer,
-            Ok(Err(_panic)) => unavailable("the store panicked".into()),
-            Err(elapsed) => unavailable(elapsed.into()),
+        match within(limit, AssertUnwindSafe(call).catch_unwind()).await {
+            Some(Ok(answer)) => answer,
+            Some(Err(_panic)) => unavailable("the store panicked".into()),
+            None => unavailable("the store did not answer in time".into()),
         }
     }
 }

@@ -12,6 +12,7 @@ mod execution;
 mod gauge;
 mod running;
 mod waiting;
+mod within;
 mod work;
 
 pub(crate) use attached::{Attached, Stage};
@@ -21,3 +22,4 @@ pub use core::OnConflict;
 pub use execution::{CheckpointError, Execution};
 pub(crate) use gauge::{Gauge, Permit};
 pub(crate) use running::{Ended, Ending, Running};
+pub(crate) use within::within;

@@ -2,13 +2,15 @@
 
 use std::{
     any::Any,
-    future::{Future, poll_fn},
+    future::Future,
     panic::AssertUnwindSafe,
-    pin::pin,
+    pin::{Pin, pin},
+    task::{Context, Poll},
     time::Duration,
 };
 
-use futures::FutureExt;
+use futures::{FutureExt, future::CatchUnwind};
+use pin_project_lite::pin_project;
 use tokio::{
     runtime::Handle,
     sync::OwnedMutexGuard,
@@ -21,6 +23,7 @@ use crate::{
         core::{Engine, deadline},
         execution::Execution,
         gauge::Permit,
+        within::within,
         work::Counted,
     },
     key::StoreKey,
@@ -101,16 +104,11 @@ impl Running {
     /// Runs the work, and catches its panic. The lease is renewed from the moment when the work
     /// does not end at once, by a task of its own: on a runtime with several threads, work that
     /// keeps its thread busy from then on keeps its lease, too.
-    pub(crate) async fn watch<T>(&mut self, work: impl Future<Output = T>) -> Result<T, Panic> {
-        let mut work = pin!(AssertUnwindSafe(work).catch_unwind());
-        poll_fn(|cx| {
-            let polled = work.as_mut().poll(cx);
-            if polled.is_pending() {
-                self.keep_renewing(First::Regular);
-            }
-            polled
-        })
-        .await
+    pub(crate) fn watch<F: Future>(&mut self, work: F) -> Watch<'_, F> {
+        Watch {
+            running: self,
+            work: AssertUnwindSafe(work).catch_unwind(),
+        }
     }
 
     fn keep_renewing(&mut self, first: First) {
@@ -134,16 +132,20 @@ impl Running {
     pub(crate) async fn end(mut self, mut ending: Ending) -> Ended {
         let engine = self.execution.engine().clone();
         let options = engine.options();
-        let budget = deadline(options.record_timeout);
         // A record that hangs for its whole deadline must not outlast the lease. Otherwise nothing
         // is renewed beside it: a renewal would come after the end, and find nothing to renew.
         match options.store_timeout.saturating_mul(2) < options.lease {
             true => self.renewal = None,
             false => self.keep_renewing(First::Soon),
         }
-        if let Ok(Some(ended)) = timeout_at(budget, self.record(&mut ending)).await {
-            return ended;
-        }
+        let budget = {
+            let mut recording = pin!(within(options.record_timeout, self.record(&mut ending)));
+            if let Some(Some(ended)) = recording.as_mut().await {
+                return ended;
+            }
+            let begun = recording.deadline();
+            begun.unwrap_or_else(|| deadline(options.record_timeout))
+        };
         // Half of the lease may be over by now, after a third of it was over before.
         self.keep_renewing(First::Soon);
         let mut recording = Box::pin(self.keep_recording(ending));
@@ -234,6 +236,30 @@ impl Running {
         let key = self.execution.store_key();
         let found = engine.ask(engine.store().get(key)).await.ok()??;
         found.answer_for(&self.execution.lease().fingerprint)
+    }
+}
+
+pin_project! {
+    /// Work whose lease is kept alive. Written out, since an `async fn` would keep the work twice: as
+    /// it was given, and as it is polled.
+    #[must_use = "futures do nothing unless polled"]
+    pub(crate) struct Watch<'a, F> {
+        running: &'a mut Running,
+        #[pin]
+        work: CatchUnwind<AssertUnwindSafe<F>>,
+    }
+}
+
+impl<F: Future> Future for Watch<'_, F> {
+    type Output = Result<F::Output, Panic>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let polled = this.work.poll(cx);
+        if polled.is_pending() {
+            this.running.keep_renewing(First::Regular);
+        }
+        polled
     }
 }
 

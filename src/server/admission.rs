@@ -2,6 +2,7 @@
 //! limits.
 
 use std::{
+    borrow::Cow,
     pin::{Pin, pin},
     time::Duration,
 };
@@ -13,12 +14,12 @@ use http_body::Body;
 use super::{
     body::{self, BufferedBody, ReadError, ReadLimits},
     config::Config,
-    extract,
+    extract::{self, Caller, InHead},
     problem::Refusal,
 };
 use crate::{
     fingerprint::Fingerprint,
-    key::{IdempotencyKey, InvalidKey, StoreKey},
+    key::{Part, StoreKey},
     telemetry::Reason,
 };
 
@@ -32,7 +33,6 @@ const DISCARD_BEYOND: usize = 256 * 1024;
 /// A request that was admitted to the store.
 pub(super) struct Admitted {
     pub(super) body: BufferedBody,
-    pub(super) key: IdempotencyKey,
     pub(super) store_key: StoreKey,
     pub(super) fingerprint: Fingerprint,
 }
@@ -55,10 +55,10 @@ pub(super) async fn admit<B: Body<Data = Bytes>>(
     config: &Config,
     parts: &Parts,
     body: B,
-    key: Result<Option<IdempotencyKey>, InvalidKey>,
+    found: InHead,
 ) -> Result<Admitted, Turned> {
     let mut body = pin!(body);
-    let identified = identify(config, parts, key);
+    let identified = identify(config, parts, &found);
     // Reading tells a client that waits for `100 Continue` to send.
     let reads = identified.is_ok() && body.size_hint().lower() <= config.body_limit as u64;
     let read = match identified {
@@ -67,7 +67,7 @@ pub(super) async fn admit<B: Body<Data = Bytes>>(
             .map(|(body, fingerprint)| (known, body, fingerprint)),
         Err(refusal) => Err(refusal),
     };
-    let ((key, scope), mut body, fingerprint) = match read {
+    let (Known { key, caller }, mut body, fingerprint) = match read {
         Ok(read) => read,
         Err(refusal) => {
             // What is left of the body is in the way of the connection's next request. A client
@@ -81,15 +81,20 @@ pub(super) async fn admit<B: Body<Data = Bytes>>(
             return Err(refusal.into());
         }
     };
-    let key = match key {
-        Some(key) => key,
+    let from_body;
+    let key = match &key {
+        Some(key) => &**key,
         None => {
             let found = config
                 .key
                 .key_from_body(parts, &body.contiguous(), &fingerprint)
                 .map_err(|error| config.invalid(&error))?;
             match found {
-                Some(key) => config.validated(key)?,
+                Some(key) => {
+                    from_body = key;
+                    config.validate(from_body.as_str())?;
+                    from_body.as_str()
+                }
                 None if config.key_required => {
                     return Err(config.refusal(Reason::KeyMissing, None).into());
                 }
@@ -97,34 +102,40 @@ pub(super) async fn admit<B: Body<Data = Bytes>>(
             }
         }
     };
-    let endpoint = match config.scope_by_endpoint {
-        true => extract::endpoint(parts),
-        false => String::new(),
-    };
+    let endpoint = config.scope_by_endpoint.then(|| extract::endpoint(parts));
+    let endpoint = endpoint
+        .as_ref()
+        .map_or(Part::Text(""), |name| Part::Digest(name));
     Ok(Admitted {
-        store_key: StoreKey::new(&config.prefix, &scope, &endpoint, key.as_str()),
+        store_key: StoreKey::compose(&config.prefix, caller.part(), endpoint, key),
         body,
-        key,
         fingerprint,
     })
 }
 
-type Known = (Option<IdempotencyKey>, String);
+/// What the head of a request tells.
+struct Known<'a> {
+    /// None where it is in the body, if anywhere.
+    key: Option<Cow<'a, str>>,
+    caller: Caller,
+}
 
-/// The key, as far as the head of the request has it, and the caller.
-fn identify(
+fn identify<'a>(
     config: &Config,
-    parts: &Parts,
-    key: Result<Option<IdempotencyKey>, InvalidKey>,
-) -> Result<Known, Refusal> {
-    let key = match key.map_err(|error| config.invalid(&error))? {
-        Some(key) => Some(config.validated(key)?),
-        None if config.key.needs_body() => None,
+    parts: &'a Parts,
+    found: &'a InHead,
+) -> Result<Known<'a>, Refusal> {
+    let key = config.key.key_from_head(parts, found);
+    let key = key.map_err(|error| config.invalid(&error))?;
+    match &key {
+        Some(key) => config.validate(key)?,
+        None if config.key.needs_body() => {}
         None => return Err(config.refusal(Reason::KeyMissing, None)),
-    };
-    let caller = config.scope.identify(parts);
-    let caller = caller.map_err(|_| config.refusal(Reason::CallerUnknown, key.as_ref()))?;
-    Ok((key, caller))
+    }
+    match config.scope.identify(parts) {
+        Ok(caller) => Ok(Known { key, caller }),
+        Err(_) => Err(config.refusal(Reason::CallerUnknown, key.as_deref())),
+    }
 }
 
 async fn read<B: Body<Data = Bytes>>(

@@ -14,7 +14,6 @@
 use std::{
     any::Any,
     fmt,
-    future::Future,
     ops::Deref,
     pin::Pin,
     sync::Arc,
@@ -28,7 +27,7 @@ use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
 use pin_project_lite::pin_project;
 
-use crate::engine::{Gauge, Permit};
+use crate::engine::{Gauge, Permit, within};
 
 /// A frame shorter than this is copied to join others.
 ///
@@ -465,11 +464,6 @@ where
             permit,
         },
     }
-}
-
-/// Gives up on `future` after `timeout`.
-async fn within<F: Future>(timeout: Duration, future: F) -> Option<F::Output> {
-    tokio::time::timeout(timeout, future).await.ok()
 }
 
 pin_project! {

@@ -67,8 +67,9 @@ impl Config {
         chosen && !extract::is_upgrade(parts)
     }
 
-    pub(super) fn refusal(&self, reason: Reason, key: Option<&IdempotencyKey>) -> Refusal {
-        Refusal::new(reason, key.cloned(), None, self.retry_after)
+    pub(super) fn refusal(&self, reason: Reason, key: Option<&str>) -> Refusal {
+        let key = key.and_then(|key| IdempotencyKey::new(key).ok());
+        Refusal::new(reason, key, None, self.retry_after)
     }
 
     pub(super) fn invalid(&self, error: &InvalidKey) -> Refusal {
@@ -76,11 +77,13 @@ impl Config {
         Refusal::new(Reason::KeyInvalid, None, detail, self.retry_after)
     }
 
-    pub(super) fn validated(&self, key: IdempotencyKey) -> Result<IdempotencyKey, Refusal> {
-        if let Some(validate) = &self.validate_key {
-            validate(&key).map_err(|error| self.invalid(&error))?;
+    pub(super) fn validate(&self, key: &str) -> Result<(), Refusal> {
+        match &self.validate_key {
+            None => Ok(()),
+            Some(validate) => IdempotencyKey::new(key)
+                .and_then(|key| validate(&key))
+                .map_err(|error| self.invalid(&error)),
         }
-        Ok(key)
     }
 
     pub(super) fn refused<B>(&self, refusal: &Refusal) -> Response<ResponseBody<B>> {

@@ -15,6 +15,7 @@ use super::{
     body::{RequestBody, ResponseBody},
     config::Config,
     covered::Covered,
+    extract::InHead,
     future::ResponseFuture,
 };
 use crate::engine::{Attached, Stage};
@@ -87,10 +88,10 @@ where
         let config = &self.config;
         let (parts, body) = request.into_parts();
         let key = match config.covers(&parts) {
-            true => config.key.key_from_parts(&parts),
+            true => config.key.in_head(&parts),
             false => return self.untouched(parts, body),
         };
-        if matches!(key, Ok(None)) && !config.key.needs_body() && !config.key_required {
+        if matches!(key, InHead::Nothing) && !config.key.needs_body() && !config.key_required {
             return self.untouched(parts, body);
         }
         let stage = Arc::new(Stage::default());

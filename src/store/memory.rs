@@ -2,12 +2,9 @@
 //! pair of stores.
 
 use std::{
-    collections::{
-        BTreeSet, HashMap,
-        hash_map::{Entry as Place, RandomState},
-    },
+    collections::{BTreeSet, HashMap, hash_map::Entry as Place},
     fmt,
-    hash::BuildHasher,
+    hash::{BuildHasher, Hash, Hasher},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, TryLockError,
         atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
@@ -21,7 +18,7 @@ use tokio::{sync::watch, time::Instant};
 
 use crate::{
     fingerprint::Fingerprint,
-    key::StoreKey,
+    key::{self, StoreKey},
     machine::{self, Change, Step},
     record::{
         Claim, ClaimRequest, Entry, FencingToken, Lease, OwnerId, Payload, Record, Snapshot, State,
@@ -183,7 +180,6 @@ impl MemoryStoreBuilder {
         };
         MemoryStore(Arc::new(Shared {
             clock: Clock::new(),
-            chooser: RandomState::new(),
             shards: (0..SHARDS)
                 .map(|_| Mutex::new(Shard::new(by_age.clone())))
                 .collect(),
@@ -233,7 +229,6 @@ const MANY: usize = 16;
 
 struct Shared {
     clock: Clock,
-    chooser: RandomState,
     shards: Box<[Mutex<Shard>]>,
     turn: AtomicUsize,
     usage: Usage,
@@ -241,14 +236,80 @@ struct Shared {
 }
 
 struct Shard {
-    records: HashMap<Arc<str>, Box<Record>>,
+    records: HashMap<Name, Box<Record>, Known>,
     /// For each record that somebody waits for. Dropped with every change, which wakes them.
-    waiters: HashMap<Arc<str>, watch::Sender<()>>,
+    waiters: HashMap<Name, watch::Sender<()>, Known>,
     index: Index,
     /// Stands in for every record that is absent: expired since ever, with the greatest token of
     /// those that were removed. So tokens grow also where a key is released and claimed again
     /// within one microsecond.
     absent: Record,
+}
+
+/// A store key's text, and its hash.
+#[derive(Clone)]
+struct Name {
+    text: Arc<str>,
+    hash: u64,
+}
+
+impl Name {
+    fn of(key: &StoreKey) -> Self {
+        Self {
+            text: Arc::clone(key.shared()),
+            hash: key.hash(),
+        }
+    }
+
+    fn again(text: &Arc<str>) -> Self {
+        Self {
+            text: Arc::clone(text),
+            hash: key::hash(text),
+        }
+    }
+}
+
+impl PartialEq for Name {
+    fn eq(&self, other: &Self) -> bool {
+        self.hash == other.hash && self.text == other.text
+    }
+}
+
+impl Eq for Name {}
+
+impl Hash for Name {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u64(self.hash);
+    }
+}
+
+/// Takes the hash of a [`Name`] as it is.
+#[derive(Clone, Copy, Default)]
+struct Known(u64);
+
+impl BuildHasher for Known {
+    type Hasher = Self;
+
+    fn build_hasher(&self) -> Self {
+        Self(0)
+    }
+}
+
+impl Hasher for Known {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write_u64(&mut self, hash: u64) {
+        self.0 = hash;
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        // A name writes one number and nothing else.
+        for &byte in bytes {
+            self.0 = self.0.rotate_left(8) ^ u64::from(byte);
+        }
+    }
 }
 
 /// What a change replaced or removed. Dropping it frees the record and wakes its waiters, so not
@@ -302,7 +363,8 @@ impl Shared {
     }
 
     fn shard_of(&self, key: &StoreKey) -> &Mutex<Shard> {
-        &self.shards[self.chooser.hash_one(key) as usize % SHARDS]
+        // Other bits of the hash than those that a table uses.
+        &self.shards[(key.hash() >> 32) as usize % SHARDS]
     }
 
     /// Removes a few expired records of the shard whose turn it is, if it is time to.
@@ -360,17 +422,17 @@ impl Shared {
 
     fn evict(&self, shard: &Mutex<Shard>) {
         let mut held = lock(shard);
-        let Some((_, key)) = held.index.oldest() else {
+        let Some((_, text)) = held.index.oldest() else {
             return;
         };
-        let dropped = held.remove(&self.usage, &key);
+        let dropped = held.remove(&self.usage, &Name::again(&text));
         drop(held);
         drop(dropped);
         self.evicted.fetch_add(1, Relaxed);
         #[cfg(feature = "tracing")]
         tracing::warn!(
             target: "tower_idempotency",
-            record = crate::key::short_hash(&key),
+            record = key::short_hash(&text),
             "the memory store is full and dropped a completed record before its time"
         );
     }
@@ -383,14 +445,15 @@ impl Shared {
     ) -> Result<Option<Snapshot>, Waiting<'a>> {
         let mut shard = lock(self.shard_of(key));
         let now = self.clock.now();
-        let record = shard.records.get(&**key.shared()).map(|record| &**record);
+        let name = Name::of(key);
+        let record = shard.records.get(&name).map(|record| &**record);
         let ends = match record {
             Some(record) if !machine::is_over(Some(record), now, token) => {
                 record.lease_until.min(record.expires_at)
             }
             record => return Ok(machine::get(record, now)),
         };
-        let sender = shard.waiters.entry(key.shared().clone()).or_default();
+        let sender = shard.waiters.entry(name).or_default();
         Err(Waiting {
             shared: self,
             key,
@@ -405,8 +468,8 @@ impl Shard {
     fn new(by_age: Option<BTreeSet<(Timestamp, Arc<str>)>>) -> Self {
         let long_ago = Timestamp::default();
         Self {
-            records: HashMap::new(),
-            waiters: HashMap::new(),
+            records: HashMap::default(),
+            waiters: HashMap::default(),
             index: Index {
                 by_expiry: BTreeSet::new(),
                 by_age,
@@ -434,33 +497,37 @@ impl Shard {
         now: Timestamp,
         function: impl Fn(Option<&Record>, Timestamp) -> Step<T>,
     ) -> Result<(T, Option<Past>), Short> {
-        match self.records.entry(key.shared().clone()) {
+        match self.records.entry(Name::of(key)) {
             Place::Occupied(mut place) => {
-                // The same text as in the table, though perhaps not the same as in `key`.
-                let name = place.key().clone();
-                let kept = place.get_mut();
-                let Step { change, reply } = function(Some(kept), now);
+                let Step { change, reply } = function(Some(place.get()), now);
                 let past = match change {
                     Change::Keep => None,
                     Change::Put(record) => {
-                        usage.resize(cost(&name, kept), cost(&name, &record))?;
-                        self.index.remove(&name, kept);
-                        self.index.insert(&name, &record);
+                        // The same text as in the table, though perhaps not the same as in `key`.
+                        let name = place.key().clone();
+                        let kept = place.get_mut();
+                        usage.resize(cost(&name.text, kept), cost(&name.text, &record))?;
+                        self.index.remove(&name.text, kept);
+                        self.index.insert(&name.text, &record);
                         let old = std::mem::replace(&mut **kept, record);
                         Some((old, self.take_waiters(&name)))
                     }
-                    Change::Remove => self.remove(usage, &name),
+                    Change::Remove => {
+                        let name = place.key().clone();
+                        self.remove(usage, &name)
+                    }
                 };
                 Ok((reply, past))
             }
             Place::Vacant(place) => {
                 let Step { change, reply } = function(Some(&self.absent), now);
                 if let Change::Put(record) = change {
+                    let text = key.shared();
                     usage.reserve(Short {
                         entries: 1,
-                        bytes: cost(key.shared(), &record),
+                        bytes: cost(text, &record),
                     })?;
-                    self.index.insert(key.shared(), &record);
+                    self.index.insert(text, &record);
                     place.insert(Box::new(record));
                 }
                 Ok((reply, None))
@@ -468,34 +535,30 @@ impl Shard {
         }
     }
 
-    fn remove(&mut self, usage: &Usage, key: &Arc<str>) -> Option<Past> {
-        let record = *self.records.remove(key)?;
-        self.index.remove(key, &record);
-        usage.release(1, cost(key, &record));
+    fn remove(&mut self, usage: &Usage, name: &Name) -> Option<Past> {
+        let record = *self.records.remove(name)?;
+        self.index.remove(&name.text, &record);
+        usage.release(1, cost(&name.text, &record));
         self.absent.token = self.absent.token.max(record.token);
         // A quarter full or less: half of the table goes back, and as much is left to grow into.
         if self.records.len() < self.records.capacity() / 4 {
             self.records.shrink_to(self.records.len() * 2);
         }
-        Some((record, self.take_waiters(key)))
+        Some((record, self.take_waiters(name)))
     }
 
-    fn take_waiters(&mut self, key: &Arc<str>) -> Option<watch::Sender<()>> {
-        // The usual case, and cheaper than hashing the key.
+    fn take_waiters(&mut self, name: &Name) -> Option<watch::Sender<()>> {
+        let taken = self.waiters.remove(name);
         if self.waiters.is_empty() {
-            return None;
-        }
-        let taken = self.waiters.remove(key);
-        if self.waiters.is_empty() {
-            self.waiters = HashMap::new();
+            self.waiters = HashMap::default();
         }
         taken
     }
 
     fn remove_expired(&mut self, usage: &Usage, now: Timestamp, most: usize) -> Vec<Past> {
         std::iter::from_fn(|| {
-            let key = self.index.first_expired(now)?;
-            self.remove(usage, &key)
+            let text = self.index.first_expired(now)?;
+            self.remove(usage, &Name::again(&text))
         })
         .take(most)
         .collect()
@@ -606,9 +669,10 @@ impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         self.changed = None;
         let mut shard = lock(self.shared.shard_of(self.key));
-        let sender = shard.waiters.get(self.key.shared());
+        let name = Name::of(self.key);
+        let sender = shard.waiters.get(&name);
         if sender.is_some_and(|sender| sender.receiver_count() == 0) {
-            shard.take_waiters(self.key.shared());
+            shard.take_waiters(&name);
         }
     }
 }
@@ -758,7 +822,7 @@ mod tests {
 
     fn is_waited_for(store: &MemoryStore, key: &StoreKey) -> bool {
         let shard = lock(store.0.shard_of(key));
-        shard.waiters.contains_key(key.shared())
+        shard.waiters.contains_key(&Name::of(key))
     }
 
     /// U10: tables and indices are given back, not only what they hold.

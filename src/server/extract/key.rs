@@ -1,6 +1,6 @@
 //! For which operation: [`KeySource`].
 
-use std::{fmt, sync::Arc};
+use std::{borrow::Cow, fmt, sync::Arc};
 
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, request::Parts};
@@ -134,13 +134,31 @@ impl KeySource {
         }
     }
 
-    /// The key, where it is not in the body. Allocates nothing if there is none (P10).
-    pub(crate) fn key_from_parts(
-        &self,
-        parts: &Parts,
-    ) -> Result<Option<IdempotencyKey>, InvalidKey> {
+    /// What the head of a request has of a key. Allocates nothing if there is none (P10).
+    pub(crate) fn in_head(&self, parts: &Parts) -> InHead {
         match &self.0 {
-            Kind::Header { name, strict } => {
+            Kind::Header { name, .. } if parts.headers.contains_key(name) => InHead::Header,
+            Kind::Parts(key) => match key(parts) {
+                Ok(None) => InHead::Nothing,
+                Ok(Some(key)) => InHead::Made(Ok(key)),
+                Err(error) => InHead::Made(Err(error)),
+            },
+            #[cfg(feature = "json")]
+            Kind::Pointer(_) => InHead::Nothing,
+            Kind::Header { .. } | Kind::Derived | Kind::Body(_) => InHead::Nothing,
+        }
+    }
+
+    /// The key, where it is not in the body.
+    pub(crate) fn key_from_head<'a>(
+        &self,
+        parts: &'a Parts,
+        found: &'a InHead,
+    ) -> Result<Option<Cow<'a, str>>, InvalidKey> {
+        match (found, &self.0) {
+            (InHead::Made(Ok(key)), _) => Ok(Some(Cow::Borrowed(key.as_str()))),
+            (InHead::Made(Err(error)), _) => Err(error.clone()),
+            (InHead::Header, Kind::Header { name, strict }) => {
                 let mut values = parts.headers.get_all(name).iter();
                 match (values.next(), values.next()) {
                     (None, _) => Ok(None),
@@ -148,10 +166,7 @@ impl KeySource {
                     (Some(_), Some(_)) => Err(InvalidKey::new("the key header occurs twice")),
                 }
             }
-            #[cfg(feature = "json")]
-            Kind::Pointer(_) => Ok(None),
-            Kind::Derived | Kind::Body(_) => Ok(None),
-            Kind::Parts(key) => key(parts),
+            (InHead::Header | InHead::Nothing, _) => Ok(None),
         }
     }
 
@@ -163,7 +178,8 @@ impl KeySource {
         fingerprint: &Fingerprint,
     ) -> Result<Option<IdempotencyKey>, InvalidKey> {
         match &self.0 {
-            Kind::Header { .. } | Kind::Parts(_) => self.key_from_parts(parts),
+            // Their keys are in the head.
+            Kind::Header { .. } | Kind::Parts(_) => Ok(None),
             #[cfg(feature = "json")]
             Kind::Pointer(path) => from_json(body, path),
             Kind::Derived => {
@@ -176,18 +192,28 @@ impl KeySource {
     }
 }
 
-fn from_header(value: &HeaderValue, strict: bool) -> Result<IdempotencyKey, InvalidKey> {
+/// What the head of a request has of a key.
+pub(crate) enum InHead {
+    Nothing,
+    /// A header, which is not looked into yet.
+    Header,
+    Made(Result<IdempotencyKey, InvalidKey>),
+}
+
+fn from_header(value: &HeaderValue, strict: bool) -> Result<Cow<'_, str>, InvalidKey> {
     let value = value.as_bytes().trim_ascii();
-    if value.is_empty() {
-        return Err(InvalidKey::new("the key is empty"));
-    }
-    if value[0] == b'"' {
+    if value.first() == Some(&b'"') {
         let string = Parser::new(value)
-            .parse_item::<std::borrow::Cow<'_, StringRef>>()
+            .parse_item::<Cow<'_, StringRef>>()
             .map_err(|_| InvalidKey::new("the key is not a structured-field string"))?;
-        return IdempotencyKey::new(string.as_str());
+        let key = match string {
+            Cow::Borrowed(string) => Cow::Borrowed(string.as_str()),
+            Cow::Owned(string) => Cow::Owned(string.into()),
+        };
+        IdempotencyKey::check(&key)?;
+        return Ok(key);
     }
-    if strict {
+    if strict && !value.is_empty() {
         return Err(InvalidKey::new("the key is not in double quotes"));
     }
     if value.contains(&b',') {
@@ -198,9 +224,10 @@ fn from_header(value: &HeaderValue, strict: bool) -> Result<IdempotencyKey, Inva
     if value.contains(&b'"') {
         return Err(InvalidKey::new("there is a double quote in the key"));
     }
-    let value = std::str::from_utf8(value)
+    let key = std::str::from_utf8(value)
         .map_err(|_| InvalidKey::new("the key holds a byte that is not ASCII"))?;
-    IdempotencyKey::new(value)
+    IdempotencyKey::check(key)?;
+    Ok(Cow::Borrowed(key))
 }
 
 #[cfg(feature = "json")]
@@ -269,8 +296,10 @@ mod tests {
     }
 
     fn key(source: &KeySource, values: &[&[u8]]) -> Result<Option<String>, InvalidKey> {
-        let key = source.key_from_parts(&parts(values))?;
-        Ok(key.map(|key| key.as_str().to_owned()))
+        let parts = parts(values);
+        let found = source.in_head(&parts);
+        let key = source.key_from_head(&parts, &found)?;
+        Ok(key.map(Cow::into_owned))
     }
 
     /// I01, U02: the structured form, with escapes and parameters, and the bare form; both name
@@ -392,7 +421,8 @@ mod tests {
 
     fn in_body(source: &KeySource, body: &'static str) -> Result<Option<String>, InvalidKey> {
         assert!(source.needs_body());
-        assert_eq!(source.key_from_parts(&parts(&[b"other"])), Ok(None));
+        let head = parts(&[b"other"]);
+        assert!(matches!(source.in_head(&head), InHead::Nothing));
         let fingerprint = Fingerprint::from_parts("t", [0xab; 32]).unwrap();
         let key = source.key_from_body(
             &parts(&[b"other"]),

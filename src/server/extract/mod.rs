@@ -10,4 +10,6 @@ pub use fingerprint::Fingerprinter;
 pub use key::KeySource;
 pub use scope::Scope;
 
+pub(crate) use key::InHead;
+pub(crate) use scope::Caller;
 pub(crate) use target::{endpoint, is_upgrade};

@@ -5,7 +5,7 @@ use std::{fmt, sync::Arc};
 use http::{HeaderName, request::Parts};
 use sha2::{Digest, Sha256};
 
-use crate::key::push_hex;
+use crate::key::Part;
 
 /// What tells one caller from another. A key belongs to the caller that sent it: another caller
 /// with the same key is another operation, and gets nobody else's answer (I12, U33).
@@ -81,36 +81,55 @@ impl Scope {
         Self(Kind::SingleTenant)
     }
 
-    /// The caller of this request. Only a single tenant's is empty.
-    pub(crate) fn identify(&self, parts: &Parts) -> Result<String, Unidentified> {
-        let identity = match &self.0 {
-            Kind::SingleTenant => return Ok(String::new()),
+    /// The caller of this request.
+    pub(crate) fn identify(&self, parts: &Parts) -> Result<Caller, Unidentified> {
+        let caller = match &self.0 {
+            Kind::SingleTenant => return Ok(Caller::Anyone),
             Kind::Header(name) => {
                 let mut values = parts.headers.get_all(name).iter();
                 match (values.next(), values.next()) {
                     (Some(value), None) if !value.as_bytes().trim_ascii().is_empty() => {
-                        Some(hashed(name, value.as_bytes()))
+                        Some(Caller::Hashed(hashed(name, value.as_bytes())))
                     }
                     _ => None,
                 }
             }
-            Kind::Function(identity) => identity(parts),
+            Kind::Function(identity) => identity(parts)
+                .filter(|identity| !identity.is_empty())
+                .map(Caller::Named),
         };
-        identity
-            .filter(|identity| !identity.is_empty())
-            .ok_or(Unidentified)
+        caller.ok_or(Unidentified)
+    }
+}
+
+/// Who sent a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Caller {
+    /// The single tenant.
+    Anyone,
+    /// Not empty.
+    Named(String),
+    Hashed([u8; 32]),
+}
+
+impl Caller {
+    /// As a part of a store key: only the single tenant's is empty.
+    pub(crate) fn part(&self) -> Part<'_> {
+        match self {
+            Self::Anyone => Part::Text(""),
+            Self::Named(identity) => Part::Text(identity),
+            Self::Hashed(digest) => Part::Digest(digest),
+        }
     }
 }
 
 /// Of name and value, so that equal values of two headers are two callers.
-fn hashed(name: &HeaderName, value: &[u8]) -> String {
+fn hashed(name: &HeaderName, value: &[u8]) -> [u8; 32] {
     let mut sha = Sha256::new();
     sha.update((name.as_str().len() as u64).to_be_bytes());
     sha.update(name);
     sha.update(value);
-    let mut identity = String::with_capacity(64);
-    push_hex(&mut identity, &sha.finalize());
-    identity
+    sha.finalize().into()
 }
 
 pub(super) fn header_name(name: &str) -> HeaderName {
@@ -151,7 +170,7 @@ mod tests {
     fn i12_u33_a_header_tells_callers_apart() {
         let scope = Scope::header("X-Api-Key");
         let one = scope.identify(&with(&[b"one"])).unwrap();
-        assert_eq!(one.len(), 64);
+        assert!(matches!(one, Caller::Hashed(_)));
         assert_eq!(scope.identify(&with(&[b"one"])), Ok(one.clone()));
         assert_ne!(scope.identify(&with(&[b"\xff"])), Ok(one.clone()));
         let mut other = with(&[]);
@@ -179,7 +198,7 @@ mod tests {
             parts.extensions.insert(Principal(principal));
             scope.identify(&parts)
         };
-        assert_eq!(identify(b"t1", "ann"), Ok("ann".to_owned()));
+        assert_eq!(identify(b"t1", "ann"), Ok(Caller::Named("ann".to_owned())));
         assert_eq!(identify(b"t2", "ann"), identify(b"t1", "ann"));
         assert_ne!(identify(b"t1", "bob"), identify(b"t1", "ann"));
         assert_eq!(identify(b"t1", ""), Err(Unidentified));
@@ -190,20 +209,20 @@ mod tests {
     #[test]
     fn u33_no_other_scope_is_the_single_tenants() {
         let identify = |scope: Scope| scope.identify(&with(&[]));
-        assert_eq!(identify(Scope::single_tenant()), Ok(String::new()));
+        assert_eq!(identify(Scope::single_tenant()), Ok(Caller::Anyone));
         assert_eq!(identify(Scope::from_fn(|_| None)), Err(Unidentified));
         let empty = Scope::from_fn(|_| Some(String::new()));
         assert_eq!(identify(empty), Err(Unidentified));
         let method = Scope::from_fn(|parts| Some(parts.method.to_string()));
-        assert_eq!(identify(method), Ok("GET".to_owned()));
+        assert_eq!(identify(method), Ok(Caller::Named("GET".to_owned())));
     }
 
     /// U19: debug output holds no identity, and a record's key holds no header's value.
     #[test]
     fn u19_secrets_do_not_show() {
         let scope = Scope::header("x-api-key");
-        let identity = scope.identify(&with(&[b"sk_live_1"])).unwrap();
-        assert!(!identity.contains("sk_live"));
+        let caller = scope.identify(&with(&[b"sk_live_1"])).unwrap();
+        assert!(matches!(caller, Caller::Hashed(_)));
         let shown = format!(
             "{scope:?} {:?} {:?}",
             Scope::single_tenant(),
