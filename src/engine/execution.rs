@@ -26,8 +26,7 @@ use crate::{
 ///
 /// The server layer puts one into the extensions of every request that it runs under a key. A
 /// request that runs without a key, or without protection because the layer fails open, has none.
-/// The work of an [`Operation`](crate::Operation) gets one as its argument. Clones are views of the
-/// same execution.
+/// Clones are views of the same execution.
 ///
 /// ```
 /// use tower_idempotency::{Entry, Execution};
@@ -46,6 +45,8 @@ use crate::{
 ///     Ok(())
 /// }
 /// ```
+///
+/// The work of an [`Operation`](crate::Operation) gets one as its argument.
 #[derive(Clone)]
 pub struct Execution(Arc<Inner>);
 
