@@ -41,16 +41,18 @@
 //! | What happened? | [`Outcome`], in the response's extensions |
 //! | Where are records kept? | [`Store`], [`MemoryStore`] |
 //! | How may a record change? | [`machine`] |
+//! | How for a function, not HTTP? | [`function`] |
 //!
 //! # Runtime
 //!
-//! A tokio runtime with time enabled is needed for covered requests. Nothing runs in the background
-//! but for requests: a task renews the lease of an execution while it runs, and executions whose
-//! callers left go on as tasks.
+//! A tokio runtime with time enabled is needed for covered requests and for functions. Nothing runs
+//! in the background but for them: a task renews the lease of an execution while it runs, and
+//! executions whose callers left go on as tasks.
 //!
 //! # Features
 //!
-//! - `json` (default): keys from a JSON body, and fingerprints over canonical JSON.
+//! - `json` (default): keys from a JSON body, fingerprints over canonical JSON, and functions whose
+//!   inputs and results are JSON.
 //! - `tracing` (default): events with the target `tower_idempotency`. Keys appear hashed.
 //! - `axum`: reads axum's `OriginalUri`, so that nested routers do not share records; handlers take
 //!   an [`Execution`] as an argument. Turn it on in every axum app.
@@ -63,6 +65,9 @@
 
 mod engine;
 mod fingerprint;
+pub mod function;
+#[cfg(feature = "json")]
+mod json;
 mod key;
 pub mod machine;
 mod record;
@@ -78,6 +83,7 @@ pub mod testing;
 
 pub use engine::{CheckpointError, Execution, OnConflict};
 pub use fingerprint::{Fingerprint, FingerprintHasher, InvalidFingerprint};
+pub use function::{Done, Function, Operation, RunError};
 pub use key::{IdempotencyKey, InvalidKey, StoreKey, StoreKeyParts};
 pub use record::{
     Claim, ClaimRequest, Claimed, Entry, FencingToken, Lease, OwnerId, Payload, Record, Snapshot,

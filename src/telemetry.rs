@@ -1,9 +1,10 @@
 //! What happened to a request: the [`Outcome`], and the events that tell of it.
 //!
 //! The outcome is in the extensions of every response that the layer answered or watched over, so
-//! that an outer layer can count or log it. Where the feature `tracing` is on (the default), the
-//! same is told as events with the target `tower_idempotency`; keys appear in them only as the
-//! hash [`StoreKey::log_id`](crate::StoreKey::log_id) (U19).
+//! that an outer layer can count or log it, and in the [`Done`](crate::Done) of a function's call.
+//! Where the feature `tracing` is on (the default), the same is told as events with the target
+//! `tower_idempotency`; keys appear in them only as the hash
+//! [`StoreKey::log_id`](crate::StoreKey::log_id) (U19).
 //!
 //! ```
 //! use tower_idempotency::{Outcome, Reason};
@@ -14,7 +15,7 @@
 
 use std::fmt;
 
-/// What happened to a covered request.
+/// What happened to a covered request, or to a call of a function: there, the handler is the work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Outcome {
@@ -129,7 +130,8 @@ impl fmt::Display for Reason {
 }
 
 pub(crate) use events::{
-    Span, claimed, detached_limit, not_given_back, outcome, store_error, superseded, unreadable,
+    Span, claimed, detached_limit, not_encoded, not_given_back, outcome, store_error, superseded,
+    unreadable,
 };
 
 #[cfg(feature = "tracing")]
@@ -188,6 +190,16 @@ mod events {
             key = key.log_id(),
             error,
             "a recorded answer cannot be read"
+        );
+    }
+
+    pub(crate) fn not_encoded(key: &StoreKey, error: &(dyn Error + 'static)) {
+        event!(
+            target: TARGET,
+            Level::ERROR,
+            key = key.log_id(),
+            error,
+            "a result cannot be encoded: its key counts as done, and it cannot be given again"
         );
     }
 
@@ -254,6 +266,7 @@ mod events {
     pub(crate) fn claimed(_: &StoreKey, _: &Claimed) {}
     pub(crate) fn store_error(_: &StoreKey, _: &'static str, _: &StoreError) {}
     pub(crate) fn unreadable(_: &StoreKey, _: &(dyn std::error::Error + 'static)) {}
+    pub(crate) fn not_encoded(_: &StoreKey, _: &(dyn std::error::Error + 'static)) {}
     pub(crate) fn superseded(_: &StoreKey) {}
     pub(crate) fn not_given_back(_: &StoreKey) {}
     pub(crate) fn detached_limit() {}

@@ -15,7 +15,10 @@ use std::{
 
 use futures::poll;
 use tower::{Layer, Service, ServiceExt, service_fn};
-use tower_idempotency::{Execution, OnConflict, Outcome, Reason, Store};
+use tower_idempotency::{
+    Execution, OnConflict, Operation, Outcome, Reason, Store,
+    function::{Codec, Effect},
+};
 use tracing::Instrument;
 
 use support::{Fault, Handled, Op, Scripted, answer, layer, post};
@@ -239,6 +242,79 @@ async fn u18_an_unreadable_record_is_reported() {
         assert_eq!(outcome, Some(&Outcome::Refused(Reason::StoreUnavailable)));
     }
     assert_eq!(log.lines_with("cannot be read"), 2, "{}", log.text());
+}
+
+/// S28, U19: a function tells the same events, and a result that cannot be written or read as an
+/// error; none of them holds a key, an input or a result.
+#[tokio::test(start_paused = true)]
+async fn s28_u19_functions_tell_the_outcome_and_no_secret() {
+    /// Takes no text with `unwritable` in it, and reads none with `unreadable`.
+    #[derive(Clone)]
+    struct Picky;
+    impl Codec<String> for Picky {
+        type Error = std::fmt::Error;
+        fn encode(&self, value: &String) -> Result<Vec<u8>, std::fmt::Error> {
+            match value.contains("unwritable") {
+                true => Err(std::fmt::Error),
+                false => Ok(value.clone().into_bytes()),
+            }
+        }
+        fn decode(&self, bytes: &[u8]) -> Result<String, std::fmt::Error> {
+            let text = String::from_utf8(bytes.to_vec()).unwrap();
+            match text.contains("unreadable") {
+                true => Err(std::fmt::Error),
+                false => Ok(text),
+            }
+        }
+    }
+    let log = Log::collect();
+    let store = Scripted::new();
+    let operation = Operation::with_codec("pay", store.clone(), Picky);
+    let call = async |key: &str, input: &str, value: &'static str| {
+        let work = move |_| async move {
+            match value {
+                "" => Err(std::fmt::Error),
+                value => Ok(format!("secret-answer {value}")),
+            }
+        };
+        let call = operation.call(key).scope("secret-scope").input_bytes(input);
+        let _ = call.run(work).await;
+    };
+    call("secret-key", "secret-body", "done").await;
+    call("secret-key", "secret-body", "done").await;
+    call("secret-key", "another secret-body", "done").await;
+    call("secret-key-fails", "secret-body", "").await;
+    call("secret-key-1", "secret-body", "unwritable").await;
+    call("secret-key-2", "secret-body", "unreadable").await;
+    call("secret-key-2", "secret-body", "unreadable").await;
+    call("secret-\n", "secret-body", "done").await;
+    store.next(Op::Claim, Fault::Full);
+    call("secret-key-3", "secret-body", "done").await;
+    // What did nothing after something had been done counts as failed.
+    for key in ["secret-key-4", "secret-key-fails"] {
+        let call = operation.call(key).scope("secret-scope");
+        let work = async |_| Err::<String, _>(std::fmt::Error);
+        let call = call.input_bytes("secret-body");
+        let _ = call.run_judged(|_| Effect::None, work).await;
+    }
+    for (part, lines) in [
+        ("outcome=\"completed\"", 2),
+        ("outcome=\"replayed\"", 1),
+        ("outcome=\"mismatch\"", 1),
+        ("outcome=\"failed\"", 2),
+        ("outcome=\"rejected\"", 1),
+        ("outcome=\"completed-not-replayable\"", 1),
+        ("outcome=\"store-unavailable\"", 1),
+        ("outcome=\"key-invalid\"", 1),
+        ("outcome=\"overloaded\"", 1),
+        ("a result cannot be encoded", 1),
+        ("a recorded answer cannot be read", 1),
+        ("operation=\"claim\"", 1),
+        ("ERROR", 2),
+        ("secret", 0),
+    ] {
+        assert_eq!(log.lines_with(part), lines, "{part} in\n{}", log.text());
+    }
 }
 
 /// U30: a wait that goes on failing is told once, not with each poll and each waiter.

@@ -30,6 +30,8 @@ pub(crate) enum Begin {
     Replay(Payload),
     /// Refuse it.
     Refuse(Reason),
+    /// Refuse it: the store could not be asked, cannot read its record, or is full.
+    StoreFailed(Reason, StoreError),
     /// Run it without a record: the store cannot be asked, and the engine fails open.
     Unprotected,
     /// Do nothing: the caller left before the claim was known, and it has been given back.
@@ -143,8 +145,8 @@ impl Engine {
         }
         match error {
             _ if !caller_stays => Begin::CallerLeft,
-            StoreError::Full { .. } => Begin::Refuse(Reason::Overloaded),
-            _ => Begin::Refuse(Reason::StoreUnavailable),
+            StoreError::Full { .. } => Begin::StoreFailed(Reason::Overloaded, error),
+            _ => Begin::StoreFailed(Reason::StoreUnavailable, error),
         }
     }
 

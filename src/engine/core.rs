@@ -38,6 +38,31 @@ pub(crate) struct Options {
     pub(crate) max_detached: usize,
 }
 
+impl Options {
+    /// # Panics
+    ///
+    /// If it is less than a millisecond.
+    pub(crate) fn set_ttl(&mut self, ttl: Duration) {
+        assert!(
+            ttl >= SHORTEST,
+            "the time to live is less than a millisecond"
+        );
+        self.ttl = ttl;
+    }
+
+    /// # Panics
+    ///
+    /// If it is less than ten milliseconds.
+    pub(crate) fn set_lease(&mut self, lease: Duration) {
+        let shortest = 10 * SHORTEST;
+        assert!(lease >= shortest, "the lease is less than ten milliseconds");
+        self.lease = lease;
+    }
+}
+
+/// Stores count in microseconds and answer in more than that.
+const SHORTEST: Duration = Duration::from_millis(1);
+
 impl Default for Options {
     fn default() -> Self {
         Self {

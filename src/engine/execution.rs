@@ -45,6 +45,8 @@ use crate::{
 ///     Ok(())
 /// }
 /// ```
+///
+/// The work of an [`Operation`](crate::Operation) gets one as its argument.
 #[derive(Clone)]
 pub struct Execution(Arc<Inner>);
 
@@ -121,8 +123,8 @@ impl Execution {
     ///
     /// The next attempt finds it if this one fails or its process dies. Save one after each step
     /// that must not be done twice. An attempt that saved a checkpoint has done something, so a
-    /// rejection (a 4xx) counts as a failure from then on, and the key is not free for another
-    /// payload.
+    /// rejection (a 4xx, or [`Effect::None`](crate::function::Effect::None)) counts as a failure
+    /// from then on, and the key is not free for another payload.
     ///
     /// # Errors
     ///
@@ -158,7 +160,7 @@ impl Execution {
     }
 
     /// A key for a call to another service: stable over all attempts of this operation, and
-    /// different for each purpose, key, endpoint and caller (S25).
+    /// different for each purpose, key, endpoint (or operation) and caller (S25).
     ///
     /// 32 lower-case hex digits. It does not depend on the record, so it is the same also where
     /// the store lost the record and the operation runs again; it is therefore the same, too, for

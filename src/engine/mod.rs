@@ -1,6 +1,6 @@
 //! What gives the promises to any asynchronous work: claim a key, run, renew, record, release.
 //!
-//! The engine knows no HTTP and no concrete store. The server layer drives it in this order:
+//! The engine knows no HTTP and no concrete store. The server layer and functions drive it so:
 //! [`Engine::begin`] claims the key or says what to answer instead; [`Running::watch`] runs the
 //! work and keeps the lease alive meanwhile; [`Running::end`] records how it ended. All three run
 //! inside one [`Attached`] future, which moves to the runtime when its caller leaves.

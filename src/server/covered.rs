@@ -134,7 +134,7 @@ impl<Svc> Covered<Svc> {
                 // Boxed, since a replay needs no room for it.
                 Begin::Run(running) => Box::pin(self.run(running, std::mem::take(body))).await,
                 Begin::Replay(payload) => Ok(self.config.replay(key, &payload)),
-                Begin::Refuse(reason) => {
+                Begin::Refuse(reason) | Begin::StoreFailed(reason, _) => {
                     let config = &self.config;
                     let response = config.refused(&config.refusal(reason, Some(key.parts().key)));
                     Ok(told(response, Some(key), Outcome::Refused(reason)))

@@ -186,9 +186,6 @@ impl<S: Store> From<IdempotencyLayer<S>> for IdempotencyLayer<dyn Store> {
 
 const MIB: usize = 1024 * 1024;
 
-/// Stores count in microseconds and answer in more than that.
-const SHORTEST: Duration = Duration::from_millis(1);
-
 /// What is covered, and where the key comes from.
 impl<S: ?Sized> IdempotencyLayer<S> {
     /// Which requests the layer covers: POST and PATCH by default (S11).
@@ -330,11 +327,7 @@ impl<S: ?Sized> IdempotencyLayer<S> {
     ///
     /// If it is less than a millisecond.
     pub fn ttl(self, ttl: Duration) -> Self {
-        assert!(
-            ttl >= SHORTEST,
-            "the time to live is less than a millisecond"
-        );
-        self.set(|config| config.engine.options_mut().ttl = ttl)
+        self.set(|config| config.engine.options_mut().set_ttl(ttl))
     }
 
     /// How long a claim holds when its process dies: 30 seconds by default. While the handler runs
@@ -349,9 +342,7 @@ impl<S: ?Sized> IdempotencyLayer<S> {
     ///
     /// If it is less than ten milliseconds: timers count in whole ones, and could not keep it.
     pub fn lease(self, lease: Duration) -> Self {
-        let shortest = 10 * SHORTEST;
-        assert!(lease >= shortest, "the lease is less than ten milliseconds");
-        self.set(|config| config.engine.options_mut().lease = lease)
+        self.set(|config| config.engine.options_mut().set_lease(lease))
     }
 
     /// What a request does that meets a running execution of its own key and payload: by default

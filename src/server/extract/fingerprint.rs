@@ -207,7 +207,7 @@ impl Fingerprinter {
             #[cfg(feature = "json")]
             Kind::Json => {
                 let canonical = match may_be_json(parts) {
-                    true => super::json::canonical(body),
+                    true => crate::json::canonical(body),
                     false => None,
                 };
                 match canonical {
@@ -363,7 +363,7 @@ mod tests {
         assert!(same(None, "{", "{"));
         assert!(!same(None, "{", "{ "));
         // A body that spells out what another's canonical form is made of is not that body.
-        let canonical = super::super::json::canonical(b"\"ab\"").unwrap();
+        let canonical = crate::json::canonical(b"\"ab\"").unwrap();
         assert!(!same(
             None,
             "\"ab\"",

@@ -232,7 +232,7 @@ fn from_header(value: &HeaderValue, strict: bool) -> Result<Cow<'_, str>, Invali
 
 #[cfg(feature = "json")]
 fn from_json(body: &[u8], path: &[String]) -> Result<Option<IdempotencyKey>, InvalidKey> {
-    use super::json::{Found, find};
+    use crate::json::{Found, find};
 
     match find(body, path) {
         Found::Nothing => Ok(None),

@@ -2,8 +2,6 @@
 //! with which payload ([`Fingerprinter`]), and where to (`target`).
 
 mod fingerprint;
-#[cfg(feature = "json")]
-mod json;
 mod key;
 mod scope;
 mod target;

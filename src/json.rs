@@ -20,7 +20,7 @@ use serde_json::value::RawValue;
 ///
 /// `None` for what is not JSON, is nested deeper than 127 levels, has a name twice in one object,
 /// half a surrogate pair in a string, or a number with an exponent beyond 64 bits.
-pub(super) fn canonical(document: &[u8]) -> Option<Vec<u8>> {
+pub(crate) fn canonical(document: &[u8]) -> Option<Vec<u8>> {
     let mut out = Vec::with_capacity(document.len());
     push_value(&mut out, Value::read(document)?)?;
     Some(out)
@@ -28,7 +28,7 @@ pub(super) fn canonical(document: &[u8]) -> Option<Vec<u8>> {
 
 /// What is at a pointer.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Found<'a> {
+pub(crate) enum Found<'a> {
     /// No value or `null`, or the document is not JSON.
     Nothing,
     String(Cow<'a, str>),
@@ -38,7 +38,7 @@ pub(super) enum Found<'a> {
 }
 
 /// The value at a path of reference tokens (RFC 6901), which are unescaped.
-pub(super) fn find<'a>(document: &'a [u8], path: &[String]) -> Found<'a> {
+pub(crate) fn find<'a>(document: &'a [u8], path: &[String]) -> Found<'a> {
     let mut value = Value::read(document);
     for token in path {
         value = match value {

@@ -1,0 +1,161 @@
+//! The way of one call: claim, work, record, value.
+
+use std::{panic::resume_unwind, sync::Arc};
+
+use super::{
+    codec::{self, Codec},
+    done::Done,
+    error::{Effect, RunError},
+    operation::Operation,
+};
+use crate::{
+    engine::{Begin, Ended, Ending, Execution, Running, Stage},
+    fingerprint::Fingerprint,
+    key::StoreKey,
+    record::Payload,
+    telemetry::{self, Outcome, Reason},
+};
+
+/// One call on its way.
+pub(super) struct Run<C> {
+    pub(super) operation: Operation<C>,
+    pub(super) key: StoreKey,
+    pub(super) fingerprint: Fingerprint,
+    pub(super) stage: Arc<Stage>,
+}
+
+impl<C> Run<C> {
+    pub(super) async fn run<T, E, J, W, Fut>(
+        self,
+        judge: J,
+        work: W,
+    ) -> Result<Done<T>, RunError<E>>
+    where
+        C: Codec<T>,
+        J: FnOnce(&E) -> Effect,
+        W: FnOnce(Execution) -> Fut,
+        Fut: Future<Output = Result<T, E>>,
+    {
+        let engine = self.operation.engine();
+        let begin = engine.begin(&self.key, &self.fingerprint, &self.stage, || {});
+        match begin.await {
+            Begin::Run(running) => self.execute(running, judge, work).await,
+            Begin::Replay(payload) => match self.read(&payload) {
+                Ok(value) => Ok(self.done(value, Outcome::Replayed)),
+                Err(error) => {
+                    self.tell(Outcome::Refused(Reason::StoreUnavailable));
+                    Err(RunError::Unreadable(error))
+                }
+            },
+            Begin::Refuse(reason) => {
+                self.tell(Outcome::Refused(reason));
+                Err(match reason {
+                    Reason::InProgress => RunError::InProgress,
+                    Reason::Mismatch => RunError::Mismatch,
+                    Reason::OtherAlgorithm => RunError::OtherAlgorithm,
+                    Reason::NotReplayable => RunError::NotReplayable,
+                    Reason::Abandoned => RunError::Abandoned,
+                    other => unreachable!("the engine refuses for no such reason: {other}"),
+                })
+            }
+            Begin::StoreFailed(reason, error) => {
+                self.tell(Outcome::Refused(reason));
+                Err(RunError::Store(error))
+            }
+            Begin::Unprotected => unreachable!("an operation does not fail open"),
+            // Nobody is there to read this.
+            Begin::CallerLeft => Err(RunError::InProgress),
+        }
+    }
+
+    /// Runs the work under its claim, and records how it ended.
+    async fn execute<T, E, J, W, Fut>(
+        &self,
+        mut running: Running,
+        judge: J,
+        work: W,
+    ) -> Result<Done<T>, RunError<E>>
+    where
+        C: Codec<T>,
+        J: FnOnce(&E) -> Effect,
+        W: FnOnce(Execution) -> Fut,
+        Fut: Future<Output = Result<T, E>>,
+    {
+        let execution = running.execution().clone();
+        let ended = running.watch(async {
+            match work(execution).await {
+                Ok(value) => (Ending::Completed(self.encode(&value)), Ok(value)),
+                Err(error) => match judge(&error) {
+                    Effect::None => (Ending::Rejected, Err(error)),
+                    Effect::Unknown => (Ending::Failed, Err(error)),
+                },
+            }
+        });
+        let (ending, answer) = match ended.await {
+            Ok(ended) => ended,
+            Err(panic) => {
+                self.tell(Outcome::Failed);
+                running.end(Ending::Failed).await;
+                resume_unwind(panic);
+            }
+        };
+        let ending = running.settled(ending);
+        let outcome = match ending {
+            Ending::Completed(_) => Outcome::Completed,
+            Ending::Rejected => Outcome::Rejected,
+            Ending::Failed | Ending::NotRun => Outcome::Failed,
+        };
+        let outcome = match running.end(ending).await {
+            Ended::Recorded => outcome,
+            Ended::NotReplayable => Outcome::NotReplayable,
+            Ended::Unrecorded => Outcome::Unrecorded,
+            Ended::Superseded(recorded) => {
+                let recorded = recorded.filter(Payload::is_replayable);
+                if let Some(Ok(value)) = recorded.map(|payload| self.read(&payload)) {
+                    return Ok(self.done(value, Outcome::Replayed));
+                }
+                Outcome::Superseded
+            }
+        };
+        match answer {
+            // Given, this value could differ from the one that is or will be recorded.
+            Ok(_) if outcome == Outcome::Superseded => {
+                self.tell(outcome);
+                Err(RunError::Superseded)
+            }
+            Ok(value) => Ok(self.done(value, outcome)),
+            Err(error) => {
+                self.tell(outcome);
+                Err(RunError::Work(error))
+            }
+        }
+    }
+
+    fn encode<T>(&self, value: &T) -> Payload
+    where
+        C: Codec<T>,
+    {
+        let limit = self.operation.limit_of_results();
+        codec::encode(self.operation.codec(), value, limit).unwrap_or_else(|error| {
+            telemetry::not_encoded(&self.key, &*error);
+            codec::not_replayable()
+        })
+    }
+
+    fn read<T>(&self, payload: &Payload) -> Result<T, Box<dyn std::error::Error + Send + Sync>>
+    where
+        C: Codec<T>,
+    {
+        codec::decode(self.operation.codec(), payload)
+            .inspect_err(|error| telemetry::unreadable(&self.key, &**error))
+    }
+
+    fn done<T>(&self, value: T, outcome: Outcome) -> Done<T> {
+        self.tell(outcome);
+        Done::new(value, outcome)
+    }
+
+    fn tell(&self, outcome: Outcome) {
+        telemetry::outcome(Some(&self.key), outcome);
+    }
+}
