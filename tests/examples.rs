@@ -28,13 +28,24 @@ enum Kind {
     /// It takes `--addr`, prints where it listens, serves, and ends with 0 after a signal.
     Server,
     /// It runs to its end and exits with 0. All of these are in what it prints, in this order.
-    #[allow(dead_code)]
     Program(&'static [&'static str]),
 }
 
 /// All of them.
 const EXAMPLES: &[(&str, Kind)] = &[
     ("axum", Kind::Server),
+    (
+        "function",
+        Kind::Program(&[
+            "paid: payment 1 over 500 cents",
+            "replayed: payment 1 over 500 cents",
+            "refused: the key was used for another input",
+            "refused: another call with this key is running",
+            "gave up: true",
+            "failed: the connection to the bank was lost",
+            "Four orders, ten calls, 4 payments.",
+        ]),
+    ),
     ("hyper", Kind::Server),
     ("payments", Kind::Server),
 ];

@@ -17,7 +17,10 @@ pub enum Verdict {
     Failed,
 }
 
-/// Below 400 completed, 4xx rejected, all else failed (S22, U04). The default.
+/// Below 400 completed, 4xx but 408 rejected, all else failed (S22, U04). The default.
+///
+/// 408 is failed: the layer has read the request to its end, so it was the handler that took too
+/// long (a timeout layer inside answers so), and how far it came is not known.
 ///
 /// ```
 /// use tower_idempotency::verdict::{self, Verdict};
@@ -32,12 +35,14 @@ pub enum Verdict {
 /// };
 /// assert_eq!(judge(201), Verdict::Completed);
 /// assert_eq!(judge(422), Verdict::Rejected);
+/// assert_eq!(judge(408), Verdict::Failed);
 /// assert_eq!(judge(503), Verdict::Failed);
 /// ```
 #[must_use]
 pub fn by_status(parts: &Parts, _trailers: Option<&HeaderMap>) -> Verdict {
     match parts.status {
         status if status < StatusCode::BAD_REQUEST => Verdict::Completed,
+        StatusCode::REQUEST_TIMEOUT => Verdict::Failed,
         status if status.is_client_error() => Verdict::Rejected,
         _ => Verdict::Failed,
     }
