@@ -98,6 +98,6 @@ pub use server::{
 pub use store::{MemoryStore, Store, StoreError};
 pub use telemetry::{Outcome, Reason};
 
-#[cfg(doctest)]
+#[cfg(all(doctest, feature = "json"))]
 #[doc = include_str!("../README.md")]
 struct Readme;
