@@ -101,6 +101,31 @@ fn p10_s11_a_request_that_is_not_covered_allocates_nothing() {
     assert!(cost(&mut boxed, request("GET", &[])) > floor);
 }
 
+/// What a covered request takes beyond the bare service, so that a change that takes more is
+/// noticed. In either case three are the response's extensions, two a store call's future and the
+/// record's name; a first request has three more in the request's extensions. The table of records
+/// grows now and then, so the least of several counts.
+#[tokio::test]
+async fn a_covered_request_allocates_little() {
+    let request = |key: &str| {
+        let request = Request::post("/pay").header("idempotency-key", key);
+        request
+            .body(Full::new(Bytes::from_static(b"body")))
+            .unwrap()
+    };
+    let mut bare = service_fn(handler);
+    let mut layered = layer().layer(service_fn(handler));
+    let (floor, _) = cost(&mut bare, request("k"));
+    let mut least = |key: &dyn Fn(u32) -> String| {
+        let costs = (0..100).map(|n| cost(&mut layered, request(&key(n))).0 - floor);
+        costs.min().unwrap()
+    };
+    let first = least(&|n| format!("key-{n}"));
+    assert!(first <= 17, "{first} for a first request");
+    let replay = least(&|_| "key-0".to_owned());
+    assert!(replay <= 9, "{replay} for a replay");
+}
+
 /// What a server over HTTP/1.1 takes while `client` is busy.
 fn serving(
     layer: IdempotencyLayer<MemoryStore>,
