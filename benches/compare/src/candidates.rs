@@ -47,12 +47,6 @@ impl Candidate {
         }
     }
 
-    /// The name as an argument of this program.
-    pub(crate) fn argument(self) -> String {
-        let value = self.to_possible_value().expect("no candidate is hidden");
-        value.get_name().to_owned()
-    }
-
     /// Puts the layer around the routes. Within a runtime: `idempotent` starts its store as a task.
     pub(crate) fn around(self, routes: Router) -> Router {
         match self {

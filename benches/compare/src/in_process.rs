@@ -1,7 +1,7 @@
-//! Requests that go straight into the service, one at a time, on one thread: time, allocations and
-//! memory without a network.
+//! Requests that go straight into the service, one at a time, on one thread: time and allocations
+//! without a network.
 
-use std::{fs, time::Duration};
+use std::time::Duration;
 
 use allocation_counter::measure;
 use axum::{
@@ -31,14 +31,10 @@ pub(crate) struct Found {
     /// Allocations per request.
     pub(crate) fresh_allocations: f64,
     pub(crate) replay_allocations: f64,
-    /// Bytes that are not given back per fresh request: those that were allocated, and those by
-    /// which the process grew.
-    pub(crate) heap: f64,
-    pub(crate) resident: Option<f64>,
+    /// Bytes that a fresh request allocates and does not give back.
+    pub(crate) kept: f64,
 }
 
-/// To be called first in a process: memory that was freed before would be used again, and hide
-/// what is used now.
 pub(crate) fn run(candidate: Candidate, effort: &Effort) -> Found {
     // All work is on this thread, so that its time and its allocations are all there are.
     let runtime = Builder::new_current_thread()
@@ -48,9 +44,7 @@ pub(crate) fn run(candidate: Candidate, effort: &Effort) -> Found {
     let mut bench = Bench::new(candidate, runtime);
 
     bench.fresh(effort.warm_up);
-    let before = resident();
     let kept = measure(|| bench.fresh(effort.records)).bytes_current;
-    let grown = resident().zip(before).map(|(after, before)| after - before);
 
     let counted = bench.batch(effort.batch);
     let fresh_allocations = measure(|| bench.call(counted.requests, false)).count_total;
@@ -71,8 +65,7 @@ pub(crate) fn run(candidate: Candidate, effort: &Effort) -> Found {
         replay_time: replay_time.as_nanos() as f64 / timed,
         fresh_allocations: fresh_allocations as f64 / effort.batch as f64,
         replay_allocations: replay_allocations as f64 / effort.batch as f64,
-        heap: kept as f64 / effort.records as f64,
-        resident: grown.map(|bytes| bytes / effort.records as f64),
+        kept: kept as f64 / effort.records as f64,
     }
 }
 
@@ -177,14 +170,4 @@ fn time(work: impl FnOnce()) -> Duration {
     work();
     let spent = now() - started;
     spent.try_into().expect("the clock goes forward")
-}
-
-/// The bytes that this process has in memory; none where Linux does not tell.
-fn resident() -> Option<f64> {
-    let status = fs::read_to_string("/proc/self/status").ok()?;
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmRSS:"))?;
-    let kib: f64 = line.trim().strip_suffix(" kB")?.parse().ok()?;
-    Some(kib * 1024.0)
 }

@@ -6,6 +6,7 @@
 //! the candidates differ in.
 
 use std::{
+    fs,
     sync::mpsc,
     thread,
     time::{Duration, Instant},
@@ -35,13 +36,18 @@ pub(crate) const CONNECTIONS: u64 = 64;
 /// Longer than any run takes, so that one that hangs ends.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// Requests per second, in the middle one of several slices.
+/// What one process found out.
 #[derive(Serialize, Deserialize)]
 pub(crate) struct Found {
+    /// Requests per second, in the middle one of several slices.
     pub(crate) fresh: f64,
     pub(crate) replay: f64,
+    /// Bytes by which the process grew per fresh request; none where Linux does not tell.
+    pub(crate) resident: Option<f64>,
 }
 
+/// In a process in which nothing else ran: memory that was freed before would be used again, and
+/// hide what is used now.
 pub(crate) fn run(candidate: Candidate, effort: &Effort) -> Found {
     let (address, bound) = mpsc::channel();
     let (stop, stopped) = oneshot::channel::<()>();
@@ -83,7 +89,12 @@ pub(crate) fn run(candidate: Candidate, effort: &Effort) -> Found {
             let rate = |elapsed: Duration| slice as f64 / elapsed.as_secs_f64();
             let replays = candidate != Candidate::Bare;
             let (mut fresh, mut replay) = (Vec::new(), Vec::new());
+            let mut before = None;
             for number in 0..=slices {
+                // The first slice is there to warm up.
+                if number == 1 {
+                    before = resident();
+                }
                 let (first, ran) = (number * slice, executions.count());
                 let elapsed = ask(&mut connections, first, each, false).await;
                 fresh.push(rate(elapsed));
@@ -95,10 +106,11 @@ pub(crate) fn run(candidate: Candidate, effort: &Effort) -> Found {
                     if replays { slice } else { 2 * slice }
                 );
             }
-            // The first slice is there to warm up.
+            let grown = resident().zip(before).map(|(after, before)| after - before);
             Found {
                 fresh: median(&fresh[1..]),
                 replay: median(&replay[1..]),
+                resident: grown.map(|bytes| bytes / (slices * slice) as f64),
             }
         })
         .await
@@ -167,6 +179,16 @@ fn complete(answer: &[u8]) -> Option<&str> {
     let length = length.split("\r\n").next()?;
     let length: usize = length.parse().expect("a length");
     (body.len() == length).then_some(head)
+}
+
+/// The bytes that this process has in memory; none where Linux does not tell.
+fn resident() -> Option<f64> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let kib: f64 = line.trim().strip_suffix(" kB")?.parse().ok()?;
+    Some(kib * 1024.0)
 }
 
 #[cfg(test)]

@@ -22,8 +22,8 @@ use std::{
     thread,
 };
 
-use clap::Parser;
-use serde::{Deserialize, Serialize};
+use clap::{Parser, ValueEnum};
+use serde::de::DeserializeOwned;
 
 use crate::{candidates::Candidate, table::Measure};
 
@@ -34,9 +34,19 @@ struct Flags {
     #[arg(long)]
     quick: bool,
 
-    /// Measures one candidate once, and prints its figures as JSON.
-    #[arg(long, value_name = "CANDIDATE", hide = true)]
+    /// Measures one candidate once, in one way, and prints its figures as JSON.
+    #[arg(long, value_name = "CANDIDATE", requires = "way", hide = true)]
     only: Option<Candidate>,
+
+    /// The way of `--only`.
+    #[arg(long, value_name = "WAY", requires = "only", hide = true)]
+    way: Option<Way>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Way {
+    InProcess,
+    Loopback,
 }
 
 /// How much is done.
@@ -75,7 +85,6 @@ const QUICK: Effort = Effort {
 };
 
 /// Of one candidate in one round.
-#[derive(Serialize, Deserialize)]
 struct Figures {
     in_process: in_process::Found,
     loopback: loopback::Found,
@@ -114,12 +123,12 @@ const MEASURES: [Measure<Figures>; 8] = [
     },
     Measure {
         label: "a record, bytes allocated",
-        figure: |figures| Some(figures.in_process.heap),
+        figure: |figures| Some(figures.in_process.kept),
         beside_first: false,
     },
     Measure {
         label: "a record, bytes resident",
-        figure: |figures| figures.in_process.resident,
+        figure: |figures| figures.loopback.resident,
         beside_first: false,
     },
 ];
@@ -130,12 +139,12 @@ fn main() -> Result<(), Box<dyn Error>> {
         true => QUICK,
         false => FULL,
     };
-    if let Some(candidate) = flags.only {
-        let figures = Figures {
-            in_process: in_process::run(candidate, &effort),
-            loopback: loopback::run(candidate, &effort),
+    if let Some((candidate, way)) = flags.only.zip(flags.way) {
+        let found = match way {
+            Way::InProcess => serde_json::to_string(&in_process::run(candidate, &effort))?,
+            Way::Loopback => serde_json::to_string(&loopback::run(candidate, &effort))?,
         };
-        println!("{}", serde_json::to_string(&figures)?);
+        println!("{found}");
         return Ok(());
     }
     if cfg!(debug_assertions) {
@@ -148,7 +157,11 @@ fn main() -> Result<(), Box<dyn Error>> {
             let column = (round + turn) % columns.len();
             let (title, rounds) = &mut columns[column];
             eprintln!("round {} of {}: {title}", round + 1, effort.rounds);
-            rounds.push(apart(Candidate::ALL[column], flags.quick)?);
+            let candidate = Candidate::ALL[column];
+            rounds.push(Figures {
+                in_process: apart(candidate, Way::InProcess, flags.quick)?,
+                loopback: apart(candidate, Way::Loopback, flags.quick)?,
+            });
         }
     }
     let names = ["bare axum", "tower-idempotency"].map(str::to_owned);
@@ -166,9 +179,12 @@ fn main() -> Result<(), Box<dyn Error>> {
 }
 
 /// Measures one candidate in a process of its own.
-fn apart(candidate: Candidate, quick: bool) -> Result<Figures, Box<dyn Error>> {
+fn apart<F>(candidate: Candidate, way: Way, quick: bool) -> Result<F, Box<dyn Error>>
+where
+    F: DeserializeOwned,
+{
     let mut command = Command::new(env::current_exe()?);
-    command.args(["--only", &candidate.argument()]);
+    command.args(["--only", &argument(candidate), "--way", &argument(way)]);
     if quick {
         command.arg("--quick");
     }
@@ -177,4 +193,9 @@ fn apart(candidate: Candidate, quick: bool) -> Result<Figures, Box<dyn Error>> {
         return Err(format!("{candidate:?} failed: {}", output.status).into());
     }
     Ok(serde_json::from_slice(&output.stdout)?)
+}
+
+fn argument(value: impl ValueEnum) -> String {
+    let value = value.to_possible_value().expect("none is hidden");
+    value.get_name().to_owned()
 }
