@@ -4,7 +4,7 @@
 //! tables in Markdown: how fast and how large each is, and what it does. `-- --quick` takes seconds
 //! and is good for nothing but to see that it runs.
 //!
-//! Each candidate runs in a process of its own, so that none finds memory that another one left.
+//! Each measurement has a process of its own, so that none finds memory that another one left.
 //! The candidates take turns, and each round begins with another of them.
 
 mod app;
@@ -67,9 +67,9 @@ struct Effort {
 const FULL: Effort = Effort {
     rounds: 7,
     warm_up: 2_000,
-    records: 50_000,
+    records: 30_000,
     batch: 500,
-    batches: 60,
+    batches: 40,
     slices: 6,
     per_connection: 100,
 };
