@@ -7,7 +7,7 @@ pub(crate) struct Measure<F> {
     pub(crate) label: &'static str,
     /// None where it cannot be measured here.
     pub(crate) figure: fn(&F) -> Option<f64>,
-    /// Whether a ratio to the first column says something: nothing does to one that keeps nothing.
+    /// Whether ratios to and of the first column say something: not where it keeps nothing.
     pub(crate) beside_first: bool,
 }
 
@@ -41,6 +41,7 @@ pub(crate) fn table<F>(
                     .enumerate()
                     .map(|(column, rounds)| match (rounds, &figures[base]) {
                         (Some(_), Some(_)) if column == base => "1".to_owned(),
+                        _ if column == 0 && !measure.beside_first => String::new(),
                         (Some(rounds), Some(base)) => ratio(rounds, base),
                         _ => String::new(),
                     });
@@ -168,6 +169,11 @@ mod tests {
                 beside_first: true,
             },
             Measure {
+                label: "kept",
+                figure: |f| Some(*f),
+                beside_first: false,
+            },
+            Measure {
                 label: "size",
                 figure: |_| None,
                 beside_first: false,
@@ -179,6 +185,8 @@ mod tests {
             | **time** | 100 | 150 | 450 |\n\
             | beside bare | 1 | 1.50 | 4.50 (3.00 to 6.00) |\n\
             | beside ours | 0.67 | 1 | 3.00 (2.00 to 4.00) |\n\
+            | **kept** | 100 | 150 | 450 |\n\
+            | beside ours |  | 1 | 3.00 (2.00 to 4.00) |\n\
             | **size** | not known | not known | not known |\n\
             | beside ours |  |  |  |\n";
         let names = ["bare".to_owned(), "ours".to_owned()];
