@@ -18,7 +18,7 @@ use tower_idempotency::{IdempotencyLayer, MemoryStore, Outcome, RequestBody, Sco
 
 pub(crate) const KIB: usize = 1024;
 const PATH: &str = "/payments";
-const CALLER: &str = "merchant-7";
+pub(crate) const CALLER: &str = "merchant-7";
 pub(crate) const ANSWER: &str = r#"{"id":"payment-1","status":"done"}"#;
 
 /// The body of a request, in memory, as frames of one size. Frames share the buffer.
