@@ -9,15 +9,14 @@
 
 mod support;
 
-use std::rc::Rc;
-
 use allocation_counter::{AllocationInfo, measure};
 use support::{
     case::{self, Case},
     handover,
-    records::Window,
+    records::{Window, expire},
     service,
 };
+use tokio::runtime::Runtime;
 
 /// What one request takes. Others before it filled what is filled once, and the least of several
 /// counts: now and then a table grows.
@@ -32,14 +31,21 @@ fn of_one(case: &mut Case) -> AllocationInfo {
         .expect("some rounds")
 }
 
-/// What the allocator was asked for and has not got back, for each record of a store, beyond key
-/// and encoded answer.
-fn of_a_record(records: u64) -> i64 {
+/// What the allocator was asked for and has not got back, for each of so many records: while they
+/// are there, beyond key and encoded answer, and after they expired.
+fn of_a_record(runtime: &Runtime, records: u64) -> (i64, i64) {
+    runtime.block_on(async { tokio::time::pause() });
     let upload = service::Upload::whole(service::KIB);
-    let mut window: Option<Rc<Window>> = None;
-    let info = measure(|| window = Some(Window::filled(records, &upload)));
+    let mut window = None;
+    let filled = measure(|| window = Some(Window::filled(records, &upload)));
     let window = window.expect("a window");
-    info.bytes_current / records as i64 - window.sample.content() as i64
+    let absent = window.sample.key(records);
+    let expired = measure(|| expire(runtime, &window.store, &absent));
+    let each = |bytes: i64| bytes / records as i64;
+    (
+        each(filled.bytes_current) - window.sample.content() as i64,
+        each(filled.bytes_current + expired.bytes_current),
+    )
 }
 
 fn main() {
@@ -67,8 +73,10 @@ fn main() {
             lines.push(format!("{name}, {size}\t{count_total}\t{bytes_total}"));
         }
     }
-    let live = of_a_record(support::many(1_000_000));
-    println!("\nHeld for each record, beyond key and encoded answer: {live} bytes\n");
-    lines.push(format!("record\t1\t{live}"));
+    let (held, left) = of_a_record(&runtime, support::many(1_000_000));
+    println!("\nHeld for each record, beyond key and encoded answer: {held} bytes");
+    println!("After all records have expired and gone, for each: {left} bytes\n");
+    lines.push(format!("record\t1\t{held}"));
+    lines.push(format!("expired\t1\t{left}"));
     handover::leave(&lines);
 }

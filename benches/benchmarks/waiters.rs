@@ -28,8 +28,8 @@ const LONG: Duration = Duration::from_secs(60 * 60);
 
 pub(crate) fn waiters(c: &mut Criterion, runtime: &Runtime) {
     for waiters in [100, 1_000] {
-        let waiters = many(waiters);
         let mut group = c.benchmark_group(format!("waiters, {waiters} on one key"));
+        let waiters = many(waiters);
         group.throughput(Throughput::Elements(waiters));
         group.bench_function("floor: one message", |b| {
             b.iter_custom(|times| (0..times).map(|_| runtime.block_on(tasks(waiters))).sum());

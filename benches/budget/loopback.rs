@@ -75,7 +75,7 @@ pub(crate) fn rows(table: &mut Table) {
         let ratios: Vec<_> = rates.iter().zip(&bare).map(|(r, bare)| r / bare).collect();
         let ratio = median(&ratios);
         table.row(Row {
-            what: format!("{name}, loopback, {CONNECTIONS} connections, 1 KiB body"),
+            what: format!("{name}, loopback, {CONNECTIONS} connections, body of 1 KiB"),
             measured: format!("{:.0} requests/s", median(rates)),
             floor: format!("{:.0} requests/s (bare)", median(&bare)),
             ratio: format!("{:.0} %", 100.0 * ratio),

@@ -1,5 +1,7 @@
 //! The table, in Markdown.
 
+use super::support::measuring;
+
 /// One row per budget.
 #[derive(Default)]
 pub(crate) struct Table {
@@ -14,7 +16,7 @@ pub(crate) struct Row {
     pub(crate) floor: String,
     pub(crate) ratio: String,
     pub(crate) budget: String,
-    /// `None` where it was not measured.
+    /// `None` where it could not be measured. A trial run says nothing of it.
     pub(crate) met: Option<bool>,
     /// Those that the layer adds.
     pub(crate) allocations: String,
@@ -23,6 +25,7 @@ pub(crate) struct Row {
 impl Table {
     pub(crate) fn row(&mut self, row: Row) {
         let met = match row.met {
+            _ if !measuring() => "a trial",
             Some(true) => "met",
             Some(false) => "**not met**",
             None => "not measured",

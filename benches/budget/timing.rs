@@ -74,7 +74,7 @@ pub(crate) fn rows(table: &mut Table, counts: Option<&Counts>) {
     let ratio = fresh / (sha + map);
     let few = allocations.is_none_or(|(count, _)| count <= 12);
     table.row(Row {
-        what: "fresh, 1 KiB body, 10 thousand records".to_owned(),
+        what: "fresh, body of 1 KiB, 10 thousand records".to_owned(),
         measured: nanoseconds(fresh),
         floor: format!(
             "{} (SHA-256 {}, map {})",
@@ -88,7 +88,7 @@ pub(crate) fn rows(table: &mut Table, counts: Option<&Counts>) {
         allocations: shown(allocations),
     });
     table.row(Row {
-        what: "replay, 1 KiB body, 10 thousand records".to_owned(),
+        what: "replay, body of 1 KiB, 10 thousand records".to_owned(),
         measured: nanoseconds(replay),
         floor: format!("{} (SHA-256)", nanoseconds(sha)),
         ratio: format!("{:.2}", replay / sha),
@@ -117,7 +117,7 @@ pub(crate) fn rows(table: &mut Table, counts: Option<&Counts>) {
         let fresh = times.median(|t| t(1) - t(0));
         let sha = times.median(|t| t(2));
         table.row(Row {
-            what: format!("fresh, {size} body"),
+            what: format!("fresh, body of {size}"),
             measured: nanoseconds(fresh),
             floor: format!("{} (SHA-256)", nanoseconds(sha)),
             ratio: format!("{:.2}", fresh / sha),
@@ -150,10 +150,7 @@ fn bypass(table: &mut Table, counts: Option<&Counts>, upload: &Upload) {
 fn added(counts: &Counts, case: &str, size: &str) -> Option<(i64, i64)> {
     let of = |case: &str| counts.get(&format!("{case}, {size}"));
     let ((count, bytes), (bare_count, bare_bytes)) = (of(case)?, of("floor: bare service")?);
-    Some((
-        *count as i64 - *bare_count as i64,
-        *bytes as i64 - *bare_bytes as i64,
-    ))
+    Some((count - bare_count, bytes - bare_bytes))
 }
 
 fn shown(allocations: Option<(i64, i64)>) -> String {

@@ -4,7 +4,7 @@
 use std::{collections::HashMap, fs, path::PathBuf};
 
 /// Allocations and bytes.
-pub(crate) type Counts = HashMap<String, (u64, u64)>;
+pub(crate) type Counts = HashMap<String, (i64, i64)>;
 
 fn file() -> PathBuf {
     PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("allocations")

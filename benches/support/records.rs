@@ -12,7 +12,7 @@ use tower_idempotency::{
 
 use super::service::{self, Upload, handler, layer, now};
 
-pub(crate) const TTL: Duration = Duration::from_secs(24 * 60 * 60);
+const TTL: Duration = Duration::from_secs(24 * 60 * 60);
 const LEASE: Duration = Duration::from_secs(30);
 
 /// What the layer makes of a request: taken from one that it answered.
@@ -145,4 +145,16 @@ impl Window {
             assert!(now(self.store.forget(&key)).expect("the store answers"));
         }
     }
+}
+
+/// Lets all records of a store expire, and sends requests for another key until they are gone.
+///
+/// The runtime's clock must be paused. It is moved on for good.
+pub(crate) fn expire(runtime: &tokio::runtime::Runtime, store: &MemoryStore, absent: &StoreKey) {
+    runtime.block_on(tokio::time::advance(TTL + LEASE));
+    // Each looks into some shard, however few records there are.
+    for _ in 0..store.len() + 1_000 {
+        assert!(matches!(now(store.get(absent)), Ok(None)));
+    }
+    assert!(store.is_empty(), "{} records are left", store.len());
 }
