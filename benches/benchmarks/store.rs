@@ -7,7 +7,7 @@ use criterion::Criterion;
 use super::{
     measure,
     support::{
-        case, has_memory_for, many,
+        case, left_out, many,
         records::{Sample, Window},
         service::{KIB, Upload},
     },
@@ -20,8 +20,8 @@ pub(crate) fn store(c: &mut Criterion) {
         ("1 million", 1_000_000),
         ("10 million", 10_000_000),
     ] {
-        if !has_memory_for(records) {
-            eprintln!("store, {name} records: left out, there is not enough free memory");
+        if let Some(reason) = left_out(records) {
+            eprintln!("store, {name} records: left out, {reason}");
             continue;
         }
         let records = many(records);

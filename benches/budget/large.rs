@@ -5,7 +5,7 @@ use std::rc::Rc;
 use super::{
     numbers_of,
     support::{
-        self, case, has_memory_for, many,
+        self, case, left_out, many,
         records::{Sample, Window},
         service::{KIB, Upload},
     },
@@ -13,8 +13,8 @@ use super::{
     timing::{Rounds, nanoseconds},
 };
 
-pub(crate) const STORE: &str = "large-store";
-pub(crate) const MAP: &str = "large-map";
+pub(crate) const STORE: &str = "--child=large-store";
+pub(crate) const MAP: &str = "--child=large-map";
 
 const WHAT: &str = "a whole fresh request at 10 million records, beside 10 thousand";
 const BUDGET: &str = "2 x";
@@ -22,11 +22,8 @@ const SMALL: u64 = 10_000;
 const LARGE: u64 = 10_000_000;
 
 pub(crate) fn rows(table: &mut Table) {
-    if std::env::var_os("BUDGET_SKIP_LARGE").is_some() {
-        return table.not_measured(WHAT, BUDGET, "BUDGET_SKIP_LARGE is set");
-    }
-    if !has_memory_for(LARGE) {
-        return table.not_measured(WHAT, BUDGET, "there are no 8 GB of free memory");
+    if let Some(reason) = left_out(LARGE) {
+        return table.not_measured(WHAT, BUDGET, reason);
     }
     // One after the other, so that only one of them is in memory.
     let (store, map) = (numbers_of(STORE), numbers_of(MAP));

@@ -14,7 +14,7 @@ use super::{
     table::{Row, Table},
 };
 
-pub(crate) const ROLE: &str = "memory";
+pub(crate) const ROLE: &str = "--child=memory";
 
 const WHAT: &str = "resident memory per completed record, beyond key and answer";
 const BUDGET: &str = "400 bytes, given back";
@@ -48,12 +48,12 @@ pub(crate) fn rows(table: &mut Table, counts: Option<&Counts>) {
         allocations: live.map_or_else(String::new, |live| format!("({live} bytes)")),
     });
     table.note(format!(
-        "Memory: the worst of eleven readings up to {} records. When all had expired and gone, {} the \
-         process still held {:.0} % (what the allocator keeps for later), and with as many new \
-         records {:.0} %.",
+        "Memory: the worst of eleven readings up to {} records. When all had expired and gone,{} the \
+         process {:.0} %, which the allocator keeps for later; with as many new records the process \
+         held {:.0} %.",
         many(RECORDS),
         left.map_or_else(String::new, |left| format!(
-            "the store had given back all but {left} bytes for each;"
+            " the store held {left} bytes for each, and"
         )),
         100.0 * expired,
         100.0 * refilled

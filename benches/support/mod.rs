@@ -33,10 +33,18 @@ pub(crate) fn runtime() -> tokio::runtime::Runtime {
         .expect("a runtime")
 }
 
-/// Whether there is room for so many records: some 600 bytes each, and what the benchmark needs.
-pub(crate) fn has_memory_for(records: u64) -> bool {
+/// Why so many records are left out, if they are: they take some 600 bytes each, and the benchmark
+/// has more to hold.
+pub(crate) fn left_out(records: u64) -> Option<&'static str> {
+    if records < 10_000_000 {
+        return None;
+    }
+    if std::env::var_os("BENCH_SKIP_LARGE").is_some() {
+        return Some("BENCH_SKIP_LARGE is set");
+    }
     let needed = many(records) * 800;
-    available_memory().is_some_and(|available| available > needed)
+    let enough = available_memory().is_some_and(|available| available > needed);
+    (!enough).then_some("there is not enough free memory")
 }
 
 /// In bytes, where the system says.
