@@ -3,9 +3,9 @@
 //! `cargo bench --bench allocations`
 //!
 //! A target of its own: counting takes some 10 ns for each allocation, which timings must not pay.
-//! The figures are those of one request, from the call to the drop of its answer, after some others;
-//! reallocations count as allocations. They are kept for the table that `budget` prints in the same
-//! run of cargo.
+//! The figures are those of one request, from the call to the drop of its answer, after some
+//! others; reallocations count as allocations. They are kept for the table that `budget` prints in
+//! the same run of cargo.
 
 mod support;
 

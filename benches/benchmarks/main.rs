@@ -1,8 +1,8 @@
 //! Each case by itself, beside its floors, with what criterion knows of it: `cargo bench --bench
 //! benchmarks`, and with a word after it only the cases whose names hold the word (`-- waiters`).
 //!
-//! Times are those of the whole request, the bare service included; `budget` subtracts it. The cases
-//! at 10 million records take 8 GB, and half a minute to fill; where there is less, or with
+//! Times are those of the whole request, the bare service included; `budget` subtracts it. The
+//! cases at 10 million records take 8 GB, and half a minute to fill; where there is less, or with
 //! `BENCH_SKIP_LARGE` set, they are left out.
 
 #[path = "../support/mod.rs"]

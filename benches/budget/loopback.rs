@@ -86,7 +86,8 @@ pub(crate) fn rows(table: &mut Table) {
     }
     table.note(match busy.is_empty() {
         false => format!(
-            "Loopback: one thread for the server, busy for {:.0} % of the time, and one for all clients.",
+            "Loopback: one thread for the server, busy for {:.0} % of the time, and one for all \
+             clients.",
             100.0 * median(&busy)
         ),
         true => "Loopback: one thread for the server, and one for all clients.".to_owned(),
@@ -169,7 +170,8 @@ enum Until {
     Time(Duration),
 }
 
-/// Sends one request after the other on each connection, and says how many were answered per second.
+/// Sends one request after the other on each connection, and says how many were answered per
+/// second.
 async fn requests(to: SocketAddr, keys: &dyn Fn() -> u64, replayed: bool, until: Until) -> f64 {
     let (connections, limit, time) = match until {
         Until::Requests(number) => (1, number, Duration::MAX),

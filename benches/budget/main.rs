@@ -4,14 +4,14 @@
 //!
 //! - *Times* are those of one thread. A round does a short batch of each side in turn, so that what
 //!   disturbs the machine disturbs all of them; and each turn begins with a batch that is not
-//!   counted, so that no side pays for what the side before it left in the caches. Each figure is the
-//!   median of its rounds. Requests are made before and futures are polled by hand, so no executor is
-//!   measured. What the layer adds is the request's time less that of the bare service in the same
-//!   round.
-//! - *Memory* is what the system says that the process holds, in a process of its own. It is known on
-//!   Linux only.
-//! - *10 million records* take 8 GB and about a minute, in processes of their own; where there is less
-//!   memory, or with `BENCH_SKIP_LARGE` set, they are left out.
+//!   counted, so that no side pays for what the side before it left in the caches. Each figure is
+//!   the median of its rounds. Requests are made before and futures are polled by hand, so no
+//!   executor is measured. What the layer adds is the request's time less that of the bare service
+//!   in the same round.
+//! - *Memory* is what the system says that the process holds, in a process of its own. It is known
+//!   on Linux only.
+//! - *10 million records* take 8 GB and about a minute, in processes of their own; where there is
+//!   less memory, or with `BENCH_SKIP_LARGE` set, they are left out.
 //! - *Loopback*: the bare service and the layer behind hyper, HTTP/1.1 with 64 connections that are
 //!   kept, one thread for the server and one for all clients. On a machine with two cores that is
 //!   one each; the system's share of both is in all figures. The server is the one that is meant to

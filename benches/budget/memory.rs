@@ -48,9 +48,9 @@ pub(crate) fn rows(table: &mut Table, counts: Option<&Counts>) {
         allocations: live.map_or_else(String::new, |live| format!("({live} bytes)")),
     });
     table.note(format!(
-        "Memory: the worst of eleven readings up to {} records. When all had expired and gone,{} the \
-         process {:.0} %, which the allocator keeps for later; with as many new records the process \
-         held {:.0} %.",
+        "Memory: the worst of eleven readings up to {} records. When all had expired and gone,{} \
+         the process {:.0} %, which the allocator keeps for later; with as many new records the \
+         process held {:.0} %.",
         many(RECORDS),
         left.map_or_else(String::new, |left| format!(
             " the store held {left} bytes for each, and"

@@ -3,13 +3,13 @@
 //! - *The bare service*: the handler alone, called the same way.
 //! - *SHA-256 of the body*: two payloads cannot be told apart by less.
 //! - *Two map operations*: before the handler an insertion of what makes the claim, and after it a
-//!   look-up of the same key and an update with the answer. The map is a [`HashMap`] of the standard
-//!   library behind one [`Mutex`], with its default hasher, and holds as many entries as the store.
-//!   Its key is a [`String`] of the length of a store key, allocated for the insertion; its value has
-//!   the size of a [`Record`], and lies in the table. It is a floor, not a rival: it allocates no
-//!   answer, reads no clock, knows no expiry and keeps no order by which anything could expire. Its
-//!   figure is that of a process which also serves requests: with a heap and caches of its own it
-//!   takes about two thirds of it.
+//!   look-up of the same key and an update with the answer. The map is a [`HashMap`] of the
+//!   standard library behind one [`Mutex`], with its default hasher, and holds as many entries as
+//!   the store. Its key is a [`String`] of the length of a store key, allocated for the insertion;
+//!   its value has the size of a [`Record`], and lies in the table. It is a floor, not a rival: it
+//!   allocates no answer, reads no clock, knows no expiry and keeps no order by which anything
+//!   could expire. Its figure is that of a process which also serves requests: with a heap and
+//!   caches of its own it takes about two thirds of it.
 
 use std::{
     collections::HashMap,

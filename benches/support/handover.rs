@@ -1,5 +1,5 @@
-//! What `allocations` counted, for the table of `budget`: a file beside the build, valid only within
-//! one run of cargo.
+//! What `allocations` counted, for the table of `budget`: a file beside the build, valid only
+//! within one run of cargo.
 
 use std::{collections::HashMap, fs, path::PathBuf};
 
