@@ -12,12 +12,13 @@ use std::{
 
 use criterion::{Criterion, Throughput};
 use http::StatusCode;
+use tower_idempotency::Store;
 
 use super::support::{
     self,
     floors::{Map, name, value},
     records::Sample,
-    service::{KIB, Upload, call, layered, request, store},
+    service::{KIB, Upload, call, layered, now, request, store},
 };
 
 /// What the threads do.
@@ -31,12 +32,14 @@ enum On {
 const BATCH: u64 = 500;
 
 /// Runs `work` on so many threads until each has done its share, in batches that all begin at once.
-/// `prepare` makes the requests of one batch, outside of the time that is taken.
+/// Each item of a batch is made from the number of a key, outside of the time that is taken; so is
+/// what `clean` does with the numbers.
 fn share<T>(
-    threads: u64,
-    times: u64,
-    prepare: impl Fn(u64) -> Vec<T> + Sync,
+    (threads, times): (u64, u64),
+    number: impl Fn() -> u64 + Sync,
+    make: impl Fn(u64) -> T + Sync,
     worker: impl Fn() -> Box<dyn FnMut(T)> + Sync,
+    clean: impl Fn(u64) + Sync,
 ) -> Duration {
     let each = times.div_ceil(threads);
     let batches = each.div_ceil(BATCH);
@@ -48,10 +51,13 @@ fn share<T>(
                 let _entered = runtime.enter();
                 let mut work = worker();
                 for batch in 0..batches {
-                    let items = prepare(BATCH.min(each - batch * BATCH));
+                    let size = BATCH.min(each - batch * BATCH);
+                    let numbers: Vec<_> = (0..size).map(|_| number()).collect();
+                    let items: Vec<_> = numbers.iter().map(|n| make(*n)).collect();
                     barrier.wait();
                     items.into_iter().for_each(&mut work);
                     barrier.wait();
+                    numbers.into_iter().for_each(&clean);
                 }
             });
         }
@@ -68,7 +74,13 @@ fn share<T>(
 
 pub(crate) fn threads(c: &mut Criterion) {
     let upload = Upload::whole(KIB);
-    let sample = Arc::new(Sample::of(&upload));
+    let sample = Sample::of(&upload);
+    let store = store();
+    let map = Arc::new(Map::filled(1, &sample));
+    let service = layered(store.clone());
+    // The hot key.
+    let hot = request(Some(0), &upload);
+    call(&mut service.clone(), hot, StatusCode::CREATED);
     for (title, on) in [
         ("distinct keys, fresh", On::DistinctKeys),
         ("one hot key, replayed", On::OneHotKey),
@@ -81,38 +93,37 @@ pub(crate) fn threads(c: &mut Criterion) {
                 On::DistinctKeys => next.fetch_add(1, Relaxed),
                 On::OneHotKey => 0,
             };
-            let service = layered(store());
             group.bench_function(format!("{threads}"), |b| {
-                call(
-                    &mut service.clone(),
-                    request(Some(0), &upload),
-                    StatusCode::CREATED,
-                );
-                let prepare = |batch| {
-                    (0..batch)
-                        .map(|_| request(Some(number()), &upload))
-                        .collect()
-                };
+                let make = |number| request(Some(number), &upload);
                 let worker = || -> Box<dyn FnMut(_)> {
                     let mut service = service.clone();
                     Box::new(move |request| call(&mut service, request, StatusCode::CREATED))
                 };
-                b.iter_custom(|times| share(threads, times, prepare, worker));
+                let clean = |number| {
+                    if let On::DistinctKeys = on {
+                        let forgotten = now(store.forget(&sample.key(number)));
+                        assert!(forgotten.expect("the store answers"));
+                    }
+                };
+                b.iter_custom(|times| share((threads, times), number, make, worker, clean));
             });
-            let map = Arc::new(Map::filled(1, &sample));
             group.bench_function(format!("floor: the map, {threads}"), |b| {
-                let prepare = |batch| (0..batch).map(|_| name(&sample, number())).collect();
+                let make = |number| name(&sample, number);
                 let worker = || -> Box<dyn FnMut(String)> {
-                    let map = Arc::clone(&map);
+                    let (map, value) = (Arc::clone(&map), value(1));
                     match on {
                         On::DistinctKeys => {
-                            let value = value(1);
                             Box::new(move |name| map.insert_and_update(&name, &value))
                         }
                         On::OneHotKey => Box::new(move |name| map.look_up(&name)),
                     }
                 };
-                b.iter_custom(|times| share(threads, times, prepare, worker));
+                let clean = |number| {
+                    if let On::DistinctKeys = on {
+                        map.remove(&name(&sample, number));
+                    }
+                };
+                b.iter_custom(|times| share((threads, times), number, make, worker, clean));
             });
         }
         group.finish();

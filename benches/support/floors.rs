@@ -59,9 +59,13 @@ impl Map {
     pub(crate) fn trim(&mut self, added: usize, sample: &Sample) {
         let first = self.next - self.records - added as u64;
         for number in first..first + added as u64 {
-            let removed = self.lock().remove(&name(sample, number));
-            assert!(removed.is_some());
+            self.remove(&name(sample, number));
         }
+    }
+
+    pub(crate) fn remove(&self, name: &str) {
+        let removed = self.lock().remove(name);
+        assert!(removed.is_some());
     }
 
     /// One look-up, as a replay needs.
