@@ -4,7 +4,8 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{
-    HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, request::Parts, response,
+    HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, request::Parts,
+    response,
 };
 
 use super::{
@@ -63,6 +64,13 @@ impl Config {
             Some(covers) => covers(parts),
         };
         chosen && !extract::is_upgrade(parts)
+    }
+
+    /// Whether a request is certainly not covered. Most that are not can be told so.
+    pub(super) fn passes<B>(&self, request: &Request<B>) -> bool {
+        let method = request.method();
+        self.covers.is_none() && *method != Method::POST && *method != Method::PATCH
+            || !self.key_required && self.key.is_absent(request.headers())
     }
 
     pub(super) fn refusal(&self, reason: Reason, key: Option<&str>) -> Refusal {

@@ -194,7 +194,7 @@ impl<S: ?Sized> IdempotencyLayer<S> {
     /// `Connection: upgrade` to anything but `h2c`), whatever this says and also where a key is
     /// required.
     /// Narrow it to leave out streaming calls; widen it for a PUT or DELETE whose effects are not
-    /// idempotent by themselves. Called for every request, so it should be cheap.
+    /// idempotent by themselves. It may be called for every request, so it should be cheap.
     pub fn covers(self, covers: impl Fn(&request::Parts) -> bool + Send + Sync + 'static) -> Self {
         self.set(|config| config.covers = Some(Arc::new(covers)))
     }

@@ -7,7 +7,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{Request, Response, request::Parts};
+use http::{Request, Response};
 use http_body::Body;
 use tower::Service;
 
@@ -86,13 +86,17 @@ where
     /// Outside a tokio runtime, for a covered request.
     fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
         let config = &self.config;
+        // Before the head is taken apart, which costs more than to look at it.
+        if config.passes(&request) {
+            return self.untouched(request);
+        }
         let (parts, body) = request.into_parts();
         let key = match config.covers(&parts) {
             true => config.key.in_head(&parts),
-            false => return self.untouched(parts, body),
+            false => return self.untouched(Request::from_parts(parts, body)),
         };
         if matches!(key, InHead::Nothing) && !config.key.needs_body() && !config.key_required {
-            return self.untouched(parts, body);
+            return self.untouched(Request::from_parts(parts, body));
         }
         let stage = Arc::new(Stage::default());
         // The service that was asked for its readiness is the one to be called.
@@ -113,13 +117,11 @@ where
 impl<Svc> Idempotency<Svc> {
     fn untouched<ReqBody, ResBody>(
         &mut self,
-        parts: Parts,
-        body: ReqBody,
+        request: Request<ReqBody>,
     ) -> ResponseFuture<Svc::Future, ResBody, Svc::Error>
     where
         Svc: Service<Request<RequestBody<ReqBody>>, Response = Response<ResBody>>,
     {
-        let request = Request::from_parts(parts, RequestBody::streaming(body));
-        ResponseFuture::untouched(self.inner.call(request))
+        ResponseFuture::untouched(self.inner.call(request.map(RequestBody::streaming)))
     }
 }

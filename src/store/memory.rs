@@ -2,9 +2,8 @@
 //! pair of stores.
 
 use std::{
-    collections::{BTreeSet, HashMap, hash_map::Entry as Place},
+    collections::{BTreeSet, HashMap},
     fmt,
-    hash::{BuildHasher, Hash, Hasher},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, TryLockError,
         atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
@@ -14,6 +13,7 @@ use std::{
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use hashbrown::HashTable;
 use tokio::{sync::watch, time::Instant};
 
 use crate::{
@@ -236,9 +236,10 @@ struct Shared {
 }
 
 struct Shard {
-    records: HashMap<Name, Box<Record>, Known>,
+    /// One word for each record: a table is half empty after it has grown.
+    records: HashTable<Box<Kept>>,
     /// For each record that somebody waits for. Dropped with every change, which wakes them.
-    waiters: HashMap<Name, watch::Sender<()>, Known>,
+    waiters: HashMap<Arc<str>, watch::Sender<()>>,
     index: Index,
     /// Stands in for every record that is absent: expired since ever, with the greatest token of
     /// those that were removed. So tokens grow also where a key is released and claimed again
@@ -246,69 +247,17 @@ struct Shard {
     absent: Record,
 }
 
-/// A store key's text, and its hash.
-#[derive(Clone)]
-struct Name {
-    text: Arc<str>,
+/// A record, and the name that it is kept under. Its hash beside it, so that a table that grows need
+/// not read the names.
+struct Kept {
+    name: Arc<str>,
     hash: u64,
+    record: Record,
 }
 
-impl Name {
-    fn of(key: &StoreKey) -> Self {
-        Self {
-            text: Arc::clone(key.shared()),
-            hash: key.hash(),
-        }
-    }
-
-    fn again(text: &Arc<str>) -> Self {
-        Self {
-            text: Arc::clone(text),
-            hash: key::hash(text),
-        }
-    }
-}
-
-impl PartialEq for Name {
-    fn eq(&self, other: &Self) -> bool {
-        self.hash == other.hash && self.text == other.text
-    }
-}
-
-impl Eq for Name {}
-
-impl Hash for Name {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        state.write_u64(self.hash);
-    }
-}
-
-/// Takes the hash of a [`Name`] as it is.
-#[derive(Clone, Copy, Default)]
-struct Known(u64);
-
-impl BuildHasher for Known {
-    type Hasher = Self;
-
-    fn build_hasher(&self) -> Self {
-        Self(0)
-    }
-}
-
-impl Hasher for Known {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write_u64(&mut self, hash: u64) {
-        self.0 = hash;
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        // A name writes one number and nothing else.
-        for &byte in bytes {
-            self.0 = self.0.rotate_left(8) ^ u64::from(byte);
-        }
+impl Kept {
+    fn is(&self, hash: u64, name: &str) -> bool {
+        self.hash == hash && *self.name == *name
     }
 }
 
@@ -428,7 +377,7 @@ impl Shared {
         let Some((_, text)) = held.index.oldest() else {
             return;
         };
-        let dropped = held.remove(&self.usage, &Name::again(&text));
+        let dropped = held.remove(&self.usage, key::hash(&text), &text);
         drop(held);
         drop(dropped);
         self.evicted.fetch_add(1, Relaxed);
@@ -448,15 +397,14 @@ impl Shared {
     ) -> Result<Option<Snapshot>, Waiting<'a>> {
         let mut shard = lock(self.shard_of(key));
         let now = self.clock.now();
-        let name = Name::of(key);
-        let record = shard.records.get(&name).map(|record| &**record);
+        let record = shard.find(key.hash(), key.shared());
         let ends = match record {
             Some(record) if !machine::is_over(Some(record), now, token) => {
                 record.lease_until.min(record.expires_at)
             }
             record => return Ok(machine::get(record, now)),
         };
-        let sender = shard.waiters.entry(name).or_default();
+        let sender = shard.waiters.entry(Arc::clone(key.shared())).or_default();
         Err(Waiting {
             shared: self,
             key,
@@ -471,8 +419,8 @@ impl Shard {
     fn new(by_age: Option<BTreeSet<(Timestamp, Arc<str>)>>) -> Self {
         let long_ago = Timestamp::default();
         Self {
-            records: HashMap::default(),
-            waiters: HashMap::default(),
+            records: HashTable::new(),
+            waiters: HashMap::new(),
             index: Index {
                 by_expiry: BTreeSet::new(),
                 earliest: Timestamp::default(),
@@ -501,60 +449,67 @@ impl Shard {
         now: Timestamp,
         function: impl Fn(Option<&Record>, Timestamp) -> Step<T>,
     ) -> Result<(T, Option<Past>), Short> {
-        match self.records.entry(Name::of(key)) {
-            Place::Occupied(mut place) => {
-                let Step { change, reply } = function(Some(place.get()), now);
-                let past = match change {
-                    Change::Keep => None,
-                    Change::Put(record) => {
-                        // The same text as in the table, though perhaps not the same as in `key`.
-                        let name = place.key().clone();
-                        let kept = place.get_mut();
-                        usage.resize(cost(&name.text, kept), cost(&name.text, &record))?;
-                        self.index.remove(&name.text, kept);
-                        self.index.insert(&name.text, &record);
-                        let old = std::mem::replace(&mut **kept, record);
-                        Some((old, self.take_waiters(&name)))
-                    }
-                    Change::Remove => {
-                        let name = place.key().clone();
-                        self.remove(usage, &name)
-                    }
-                };
-                Ok((reply, past))
+        let (hash, name) = (key.hash(), key.shared());
+        let Ok(mut place) = self.records.find_entry(hash, |kept| kept.is(hash, name)) else {
+            let Step { change, reply } = function(Some(&self.absent), now);
+            if let Change::Put(record) = change {
+                usage.reserve(Short {
+                    entries: 1,
+                    bytes: cost(name, &record),
+                })?;
+                self.index.insert(name, &record);
+                let name = Arc::clone(name);
+                let kept = Box::new(Kept { name, hash, record });
+                self.records.insert_unique(hash, kept, |kept| kept.hash);
             }
-            Place::Vacant(place) => {
-                let Step { change, reply } = function(Some(&self.absent), now);
-                if let Change::Put(record) = change {
-                    let text = key.shared();
-                    usage.reserve(Short {
-                        entries: 1,
-                        bytes: cost(text, &record),
-                    })?;
-                    self.index.insert(text, &record);
-                    place.insert(Box::new(record));
-                }
-                Ok((reply, None))
+            return Ok((reply, None));
+        };
+        let kept = place.get_mut();
+        let Step { change, reply } = function(Some(&kept.record), now);
+        let past = match change {
+            Change::Keep => None,
+            Change::Put(record) => {
+                // The same text as in the table, though perhaps not the same as in `key`.
+                let name = Arc::clone(&kept.name);
+                usage.resize(cost(&name, &kept.record), cost(&name, &record))?;
+                self.index.remove(&name, &kept.record);
+                self.index.insert(&name, &record);
+                let old = std::mem::replace(&mut kept.record, record);
+                Some((old, self.take_waiters(&name)))
             }
-        }
+            Change::Remove => self.remove(usage, hash, name),
+        };
+        Ok((reply, past))
     }
 
-    fn remove(&mut self, usage: &Usage, name: &Name) -> Option<Past> {
-        let record = *self.records.remove(name)?;
-        self.index.remove(&name.text, &record);
-        usage.release(1, cost(&name.text, &record));
+    fn find(&self, hash: u64, name: &str) -> Option<&Record> {
+        let kept = self.records.find(hash, |kept| kept.is(hash, name));
+        kept.map(|kept| &kept.record)
+    }
+
+    fn remove(&mut self, usage: &Usage, hash: u64, name: &str) -> Option<Past> {
+        let place = self.records.find_entry(hash, |kept| kept.is(hash, name));
+        let (kept, _) = place.ok()?.remove();
+        let Kept { name, record, .. } = *kept;
+        self.index.remove(&name, &record);
+        usage.release(1, cost(&name, &record));
         self.absent.token = self.absent.token.max(record.token);
         // A quarter full or less: half of the table goes back, and as much is left to grow into.
         if self.records.len() < self.records.capacity() / 4 {
-            self.records.shrink_to(self.records.len() * 2);
+            let left = self.records.len() * 2;
+            self.records.shrink_to(left, |kept| kept.hash);
         }
-        Some((record, self.take_waiters(name)))
+        Some((record, self.take_waiters(&name)))
     }
 
-    fn take_waiters(&mut self, name: &Name) -> Option<watch::Sender<()>> {
+    fn take_waiters(&mut self, name: &str) -> Option<watch::Sender<()>> {
+        // The usual case, and cheaper than hashing the name.
+        if self.waiters.is_empty() {
+            return None;
+        }
         let taken = self.waiters.remove(name);
         if self.waiters.is_empty() {
-            self.waiters = HashMap::default();
+            self.waiters = HashMap::new();
         }
         taken
     }
@@ -562,7 +517,7 @@ impl Shard {
     fn remove_expired(&mut self, usage: &Usage, now: Timestamp, most: usize) -> Vec<Past> {
         std::iter::from_fn(|| {
             let text = self.index.first_expired(now)?;
-            self.remove(usage, &Name::again(&text))
+            self.remove(usage, key::hash(&text), &text)
         })
         .take(most)
         .collect()
@@ -681,10 +636,10 @@ impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         self.changed = None;
         let mut shard = lock(self.shared.shard_of(self.key));
-        let name = Name::of(self.key);
-        let sender = shard.waiters.get(&name);
+        let name = self.key.shared();
+        let sender = shard.waiters.get(name);
         if sender.is_some_and(|sender| sender.receiver_count() == 0) {
-            shard.take_waiters(&name);
+            shard.take_waiters(name);
         }
     }
 }
@@ -834,7 +789,7 @@ mod tests {
 
     fn is_waited_for(store: &MemoryStore, key: &StoreKey) -> bool {
         let shard = lock(store.0.shard_of(key));
-        shard.waiters.contains_key(&Name::of(key))
+        shard.waiters.contains_key(key.shared())
     }
 
     /// U10: tables and indices are given back, not only what they hold.

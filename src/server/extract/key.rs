@@ -3,7 +3,7 @@
 use std::{borrow::Cow, fmt, sync::Arc};
 
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, request::Parts};
+use http::{HeaderMap, HeaderName, HeaderValue, request::Parts};
 use sfv::{Parser, StringRef};
 
 use super::scope::header_name;
@@ -132,6 +132,11 @@ impl KeySource {
             Kind::Pointer(_) => true,
             Kind::Derived | Kind::Body(_) => true,
         }
+    }
+
+    /// Whether a request with these headers has no key, as far as can be told at a glance.
+    pub(crate) fn is_absent(&self, headers: &HeaderMap) -> bool {
+        matches!(&self.0, Kind::Header { name, .. } if !headers.contains_key(name))
     }
 
     /// What the head of a request has of a key. Allocates nothing if there is none (P10).
