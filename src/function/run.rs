@@ -9,7 +9,7 @@ use super::{
     operation::Operation,
 };
 use crate::{
-    engine::{Begin, Ended, Ending, Execution, Running, Stage},
+    engine::{Begin, Ended, Ending, Execution, Running, Stage, Taken},
     fingerprint::Fingerprint,
     key::StoreKey,
     record::Payload,
@@ -47,15 +47,14 @@ impl<C> Run<C> {
                     Err(RunError::Unreadable(error))
                 }
             },
-            Begin::Refuse(reason) => {
-                self.tell(Outcome::Refused(reason));
-                Err(match reason {
-                    Reason::InProgress => RunError::InProgress,
-                    Reason::Mismatch => RunError::Mismatch,
-                    Reason::OtherAlgorithm => RunError::OtherAlgorithm,
-                    Reason::NotReplayable => RunError::NotReplayable,
-                    Reason::Abandoned => RunError::Abandoned,
-                    other => unreachable!("the engine refuses for no such reason: {other}"),
+            Begin::Refuse(taken) => {
+                self.tell(Outcome::Refused(taken.into()));
+                Err(match taken {
+                    Taken::InProgress => RunError::InProgress,
+                    Taken::Mismatch => RunError::Mismatch,
+                    Taken::OtherAlgorithm => RunError::OtherAlgorithm,
+                    Taken::NotReplayable => RunError::NotReplayable,
+                    Taken::Abandoned => RunError::Abandoned,
                 })
             }
             Begin::StoreFailed(reason, error) => {
