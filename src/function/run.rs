@@ -25,21 +25,21 @@ pub(super) struct Run<C> {
 }
 
 impl<C> Run<C> {
-    pub(super) async fn run<T, E, J, W, Fut>(
+    pub(super) async fn run<T, E, W, J, Fut>(
         self,
-        judge: J,
         work: W,
+        judge: J,
     ) -> Result<Done<T>, RunError<E>>
     where
         C: Codec<T>,
-        J: FnOnce(&E) -> Effect,
         W: FnOnce(Execution) -> Fut,
+        J: FnOnce(&E) -> Effect,
         Fut: Future<Output = Result<T, E>>,
     {
         let engine = self.operation.engine();
         let begin = engine.begin(&self.key, &self.fingerprint, &self.stage, || {});
         match begin.await {
-            Begin::Run(running) => self.execute(running, judge, work).await,
+            Begin::Run(running) => self.execute(running, work, judge).await,
             Begin::Replay(payload) => match self.read(&payload) {
                 Ok(value) => Ok(self.done(value, Outcome::Replayed)),
                 Err(error) => {
@@ -68,16 +68,16 @@ impl<C> Run<C> {
     }
 
     /// Runs the work under its claim, and records how it ended.
-    async fn execute<T, E, J, W, Fut>(
+    async fn execute<T, E, W, J, Fut>(
         &self,
         mut running: Running,
-        judge: J,
         work: W,
+        judge: J,
     ) -> Result<Done<T>, RunError<E>>
     where
         C: Codec<T>,
-        J: FnOnce(&E) -> Effect,
         W: FnOnce(Execution) -> Fut,
+        J: FnOnce(&E) -> Effect,
         Fut: Future<Output = Result<T, E>>,
     {
         let execution = running.execution().clone();

@@ -40,7 +40,7 @@ type Body<A, T, E> = dyn Fn(A, Execution) -> BoxFuture<'static, Result<T, E>> + 
 impl<C> Operation<C> {
     /// A function that runs once for each key, which `key` makes of the arguments. Two calls with
     /// one key and other arguments are a mismatch: all of them are the input, as with
-    /// [`Call::input`](super::Call::input).
+    /// [`Call::input`](super::Call::input). A key that is one of the arguments is cloned.
     ///
     /// ```
     /// # #[cfg(feature = "json")]
@@ -184,7 +184,7 @@ impl<A, T, E, C> Function<A, T, E, C> {
         args: A,
     ) -> impl Future<Output = Result<Done<T>, RunError<E>>> + Send + use<A, T, E, C>
     where
-        C: Codec<T> + Clone,
+        C: Codec<T>,
         A: Send + 'static,
         T: Send + 'static,
         E: Send + 'static,
@@ -199,15 +199,15 @@ impl<A, T, E, C> Function<A, T, E, C> {
                 .compared_by(fingerprint);
             let (judge, function) = (this.judge, this.function);
             call.run_judged(
-                move |error| judge(error),
                 move |execution| function(args, execution),
+                move |error| judge(error),
             )
             .await
         }
     }
 }
 
-impl<A, T, E, C: Clone> Clone for Function<A, T, E, C> {
+impl<A, T, E, C> Clone for Function<A, T, E, C> {
     fn clone(&self) -> Self {
         Self {
             operation: self.operation.clone(),
