@@ -7,7 +7,7 @@ use crate::{key::InvalidKey, store::StoreError};
 /// Why a call gave no value. `E` is the work's own error.
 ///
 /// Messages and debug output hold no key, input or result (U19), but for what your own error, or
-/// that of a codec of yours, shows of itself.
+/// that of a codec or a `Serialize` of yours, shows of itself.
 ///
 /// This is an [`Error`] where `E` is one. A boxed error is none, nor is that of `anyhow`: see
 /// [`flatten`](Self::flatten).

@@ -49,12 +49,16 @@ impl<C> Operation<C> {
     /// # use tower_idempotency::{MemoryStore, Operation};
     /// # #[derive(serde::Serialize)]
     /// # struct Order { user: u64, action: String }
-    /// # async fn charge(order: Order) -> Result<String, std::fmt::Error> {
+    /// # #[derive(Clone)]
+    /// # struct Bank;
+    /// # async fn charge(_: Bank, order: Order) -> Result<String, std::fmt::Error> {
     /// #     Ok(format!("charged {}", order.user))
     /// # }
+    /// # let bank = Bank;
     /// let charge = Operation::new("charge", MemoryStore::new()).wrap(
     ///     |order: &Order| format!("user:{}:{}", order.user, order.action),
-    ///     |order, _execution| charge(order),
+    ///     // A call may outlive its caller, so each owns what it uses.
+    ///     move |order, _execution| charge(bank.clone(), order),
     /// );
     /// # let order = || Order { user: 7, action: "buy".into() };
     /// # let order = order();
