@@ -20,6 +20,9 @@ use crate::fingerprint::Fingerprint;
 pub struct Timestamp(u64);
 
 impl Timestamp {
+    /// Later than any reading.
+    pub(crate) const MAX: Self = Self(u64::MAX);
+
     /// From microseconds since the Unix epoch.
     #[must_use]
     pub const fn from_micros(micros: u64) -> Self {

@@ -34,11 +34,45 @@ use crate::{
 pub(super) struct Covered<Svc> {
     pub(super) config: Arc<Config>,
     pub(super) stage: Arc<Stage>,
-    /// The service that was ready; let go while the request waits for another execution.
-    pub(super) ready: Option<Svc>,
-    pub(super) spare: Svc,
+    pub(super) inner: Inner<Svc>,
     /// The head of the request, until the handler gets it.
     pub(super) head: Parts,
+}
+
+/// The service to call.
+pub(super) struct Inner<Svc> {
+    service: Svc,
+    ready: bool,
+}
+
+impl<Svc: Clone> Inner<Svc> {
+    /// A service that was asked for its readiness, and is ready.
+    pub(super) fn ready(service: Svc) -> Self {
+        let ready = true;
+        Self { service, ready }
+    }
+
+    /// Gives the readiness back: what waits is not to hold a place. A clone has none.
+    fn let_go(&mut self) {
+        if self.ready {
+            self.service = self.service.clone();
+            self.ready = false;
+        }
+    }
+}
+
+impl<Svc> Inner<Svc> {
+    /// Sees that the service is ready, if it was let go.
+    async fn get_ready<Request>(&mut self) -> Result<&mut Svc, Svc::Error>
+    where
+        Svc: Service<Request>,
+    {
+        if !self.ready {
+            self.service.ready().await?;
+            self.ready = true;
+        }
+        Ok(&mut self.service)
+    }
 }
 
 pub(super) type Answer<Svc, ReqBody, ResBody> =
@@ -48,7 +82,7 @@ pub(super) type Answer<Svc, ReqBody, ResBody> =
     clippy::manual_async_fn,
     reason = "an `async fn` has room for each argument twice: as it was given, and as it is used"
 )]
-impl<Svc> Covered<Svc> {
+impl<Svc: Clone> Covered<Svc> {
     pub(super) fn answer<ReqBody, ResBody>(
         mut self,
         body: ReqBody,
@@ -69,7 +103,7 @@ impl<Svc> Covered<Svc> {
                     let polled = admission.as_mut().poll(cx);
                     if polled.is_pending() {
                         // A slow client does not hold a place in the inner service.
-                        self.ready = None;
+                        self.inner.let_go();
                     }
                     polled
                 });
@@ -129,7 +163,7 @@ impl<Svc> Covered<Svc> {
             }
             let engine = &self.config.engine;
             let begin = engine.begin(key, fingerprint, &self.stage, || {
-                self.ready = None;
+                self.inner.let_go();
             });
             match begin.await {
                 // Boxed, since a replay needs no room for it.
@@ -170,11 +204,7 @@ impl<Svc> Covered<Svc> {
         ResBody: Body<Data = Bytes>,
     {
         let request = self.request(body);
-        let service = match &mut self.ready {
-            Some(ready) => ready,
-            None => self.spare.ready().await?,
-        };
-        let response = service.call(request).await?;
+        let response = self.inner.get_ready().await?.call(request).await?;
         Ok(response.map(ResponseBody::untouched))
     }
 
@@ -197,8 +227,7 @@ impl<Svc> Covered<Svc> {
                     self.head.extensions.insert(execution.clone());
                     let work = running.watch(async {
                         let request = self.request(body);
-                        let service = self.ready.as_mut().unwrap_or(&mut self.spare);
-                        let (parts, body) = match service.call(request).await {
+                        let (parts, body) = match self.inner.service.call(request).await {
                             Ok(response) => response.into_parts(),
                             Err(error) => return (Ending::Failed, Err(error)),
                         };
@@ -279,11 +308,10 @@ impl<Svc> Covered<Svc> {
                     Probed::NotDone => {}
                 }
             }
-            if self.ready.is_none() {
-                let ready = self.spare.ready().await;
-                ready.map_err(|error| Box::new((Ending::NotRun, Err(error))))?;
+            match self.inner.get_ready().await {
+                Ok(_) => Ok(()),
+                Err(error) => Err(Box::new((Ending::NotRun, Err(error)))),
             }
-            Ok(())
         }
     }
 }

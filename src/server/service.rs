@@ -14,7 +14,7 @@ use tower::Service;
 use super::{
     body::{RequestBody, ResponseBody},
     config::Config,
-    covered::Covered,
+    covered::{Covered, Inner},
     extract::InHead,
     future::ResponseFuture,
 };
@@ -96,14 +96,13 @@ where
         }
         let stage = Arc::new(Stage::default());
         // The service that was asked for its readiness is the one to be called.
-        let spare = self.inner.clone();
-        let ready = std::mem::replace(&mut self.inner, spare.clone());
+        let next = self.inner.clone();
+        let ready = std::mem::replace(&mut self.inner, next);
         let (counts, limit) = (config.engine.work(), config.engine.options().max_detached);
         let covered = Covered {
             config: Arc::clone(config),
             stage: Arc::clone(&stage),
-            ready: Some(ready),
-            spare,
+            inner: Inner::ready(ready),
             head: parts,
         };
         let work = Box::pin(covered.answer(body, key));

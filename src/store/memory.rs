@@ -319,6 +319,9 @@ type Past = (Record, Option<watch::Sender<()>>);
 /// Exact, not lazy: a record that is renewed a million times is here once.
 struct Index {
     by_expiry: BTreeSet<(Timestamp, Arc<str>)>,
+    /// Nothing expires before this. It is a word at hand, while the least of a large set is memory
+    /// that no operation has touched for long.
+    earliest: Timestamp,
     /// The completed records by their first claim, kept only if the oldest are to be dropped.
     by_age: Option<BTreeSet<(Timestamp, Arc<str>)>>,
 }
@@ -472,6 +475,7 @@ impl Shard {
             waiters: HashMap::default(),
             index: Index {
                 by_expiry: BTreeSet::new(),
+                earliest: Timestamp::default(),
                 by_age,
             },
             absent: Record {
@@ -567,6 +571,7 @@ impl Shard {
 
 impl Index {
     fn insert(&mut self, key: &Arc<str>, record: &Record) {
+        self.earliest = self.earliest.min(record.expires_at);
         self.by_expiry.insert((record.expires_at, key.clone()));
         if let (Some(by_age), State::Completed) = (&mut self.by_age, record.state) {
             by_age.insert((record.created_at, key.clone()));
@@ -580,9 +585,16 @@ impl Index {
         }
     }
 
-    fn first_expired(&self, now: Timestamp) -> Option<Arc<str>> {
-        let (expires_at, key) = self.by_expiry.first()?;
-        (*expires_at <= now).then(|| key.clone())
+    fn first_expired(&mut self, now: Timestamp) -> Option<Arc<str>> {
+        if self.earliest > now {
+            return None;
+        }
+        let first = self.by_expiry.first();
+        // With nothing in it, whatever comes in is the earliest.
+        self.earliest = first.map_or(Timestamp::MAX, |(expires_at, _)| *expires_at);
+        first
+            .filter(|(expires_at, _)| *expires_at <= now)
+            .map(|(_, key)| key.clone())
     }
 
     fn oldest(&self) -> Option<(Timestamp, Arc<str>)> {
