@@ -295,7 +295,7 @@ async fn s28_u19_functions_tell_the_outcome_and_no_secret() {
         let call = operation.call(key).scope("secret-scope");
         let work = async |_| Err::<String, _>(std::fmt::Error);
         let call = call.input_bytes("secret-body");
-        let _ = call.run_judged(|_| Effect::None, work).await;
+        let _ = call.run_judged(work, |_| Effect::None).await;
     }
     for (part, lines) in [
         ("outcome=\"completed\"", 2),

@@ -22,14 +22,37 @@ use crate::{
     telemetry::{self, Reason},
 };
 
+/// Why a key can be neither claimed nor answered for. What the store says of itself is not in it, nor
+/// what a caller of the engine refuses before: so whoever matches on it has all there is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Taken {
+    InProgress,
+    Mismatch,
+    OtherAlgorithm,
+    NotReplayable,
+    Abandoned,
+}
+
+impl From<Taken> for Reason {
+    fn from(taken: Taken) -> Self {
+        match taken {
+            Taken::InProgress => Self::InProgress,
+            Taken::Mismatch => Self::Mismatch,
+            Taken::OtherAlgorithm => Self::OtherAlgorithm,
+            Taken::NotReplayable => Self::NotReplayable,
+            Taken::Abandoned => Self::Abandoned,
+        }
+    }
+}
+
 /// What is to be done with a request.
 pub(crate) enum Begin {
     /// Run it: the key is claimed.
     Run(Running),
     /// Give this recorded answer.
     Replay(Payload),
-    /// Refuse it.
-    Refuse(Reason),
+    /// Refuse it: the key is taken.
+    Refuse(Taken),
     /// Refuse it: the store could not be asked, cannot read its record, or is full.
     StoreFailed(Reason, StoreError),
     /// Run it without a record: the store cannot be asked, and the engine fails open.
@@ -79,10 +102,10 @@ impl Engine {
                     Heard::InProgress(token) => token,
                 };
                 let OnConflict::Wait(limit) = options.on_conflict else {
-                    return Begin::Refuse(Reason::InProgress);
+                    return Begin::Refuse(Taken::InProgress);
                 };
                 if !line.join(self, limit) {
-                    return Begin::Refuse(Reason::InProgress);
+                    return Begin::Refuse(Taken::InProgress);
                 }
                 before_wait();
                 // Boxed, so that only those that wait have room for it.
@@ -119,9 +142,9 @@ impl Engine {
             Err(error) => self.unavailable(key, request, error, caller_stays),
             Ok(_) if !caller_stays => Begin::CallerLeft,
             Ok(Claim::Completed(payload)) => completed(payload),
-            Ok(Claim::Mismatch) => Begin::Refuse(Reason::Mismatch),
-            Ok(Claim::OtherAlgorithm) => Begin::Refuse(Reason::OtherAlgorithm),
-            Ok(Claim::Abandoned) => Begin::Refuse(Reason::Abandoned),
+            Ok(Claim::Mismatch) => Begin::Refuse(Taken::Mismatch),
+            Ok(Claim::OtherAlgorithm) => Begin::Refuse(Taken::OtherAlgorithm),
+            Ok(Claim::Abandoned) => Begin::Refuse(Taken::Abandoned),
             Ok(Claim::InProgress { token }) => return Heard::InProgress(token),
         })
     }
@@ -227,7 +250,7 @@ impl Line {
         token: FencingToken,
         fingerprint: &Fingerprint,
     ) -> Result<(), Begin> {
-        let too_long = Begin::Refuse(Reason::InProgress);
+        let too_long = Begin::Refuse(Taken::InProgress);
         let Some((_, until)) = self.place else {
             return Err(too_long);
         };
@@ -260,6 +283,6 @@ const LONGEST: Duration = Duration::from_secs(5);
 fn completed(payload: Payload) -> Begin {
     match payload.is_replayable() {
         true => Begin::Replay(payload),
-        false => Begin::Refuse(Reason::NotReplayable),
+        false => Begin::Refuse(Taken::NotReplayable),
     }
 }

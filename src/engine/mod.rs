@@ -16,7 +16,7 @@ mod within;
 mod work;
 
 pub(crate) use attached::{Attached, Stage};
-pub(crate) use begin::Begin;
+pub(crate) use begin::{Begin, Taken};
 pub(crate) use core::Engine;
 pub use core::OnConflict;
 pub use execution::{CheckpointError, Execution};

@@ -119,7 +119,8 @@ impl<C> Call<C> {
         Ok(self.operation.store_key(&self.scope, key.as_str()))
     }
 
-    /// Runs the work, unless it is done, and gives its value.
+    /// Runs the work, unless it is done, and gives its value. The work may outlive its caller, so it
+    /// owns what it uses: give it clones.
     ///
     /// An error of the work counts as one whose effect is unknown. To have an error recorded and
     /// given again, let the value be a `Result` (S04): see the
@@ -149,7 +150,7 @@ impl<C> Call<C> {
         E: Send + 'static,
         Fut: Future<Output = Result<T, E>> + Send + 'static,
     {
-        self.run_judged(|_| Effect::Unknown, work).await
+        self.run_judged(work, |_| Effect::Unknown).await
     }
 
     /// Like [`run`](Self::run), where `judge` says of the work's error whether it did nothing.
@@ -167,13 +168,12 @@ impl<C> Call<C> {
     /// }
     ///
     /// let ship = Operation::new("ship", MemoryStore::new());
-    /// let judge = |failure: &Failure| match failure {
+    /// let work = async |_| Err::<(), _>(Failure::OutOfStock);
+    /// let call = ship.call("order-1").input("2 pieces").run_judged(work, |failure| match failure {
     ///     Failure::OutOfStock => Effect::None,
     ///     Failure::ConnectionLost => Effect::Unknown,
-    /// };
-    /// let out_of_stock = async |_| Err::<(), _>(Failure::OutOfStock);
-    /// let refused = ship.call("order-1").input("2 pieces").run_judged(judge, out_of_stock).await;
-    /// assert!(matches!(refused, Err(RunError::Work(Failure::OutOfStock))));
+    /// });
+    /// assert!(matches!(call.await, Err(RunError::Work(Failure::OutOfStock))));
     ///
     /// // Nothing was done, so the key may come back with another input.
     /// let shipped = ship.call("order-1").input("1 piece").run(async |_| Ok::<_, Failure>(())).await;
@@ -196,8 +196,8 @@ impl<C> Call<C> {
     /// As [`run`](Self::run); a judge that panics counts as work that did.
     pub async fn run_judged<T, E, Fut>(
         self,
-        judge: impl FnOnce(&E) -> Effect + Send + 'static,
         work: impl FnOnce(Execution) -> Fut + Send + 'static,
+        judge: impl FnOnce(&E) -> Effect + Send + 'static,
     ) -> Result<Done<T>, RunError<E>>
     where
         C: Codec<T>,
@@ -218,7 +218,7 @@ impl<C> Call<C> {
             fingerprint,
             stage: Arc::clone(&stage),
         };
-        let run = Box::pin(run.run(judge, work));
+        let run = Box::pin(run.run(work, judge));
         Attached::new(run, stage, engine.work(), engine.options().max_detached).await
     }
 }

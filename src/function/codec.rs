@@ -28,7 +28,6 @@ const CODE: u16 = 0;
 ///
 /// use tower_idempotency::{MemoryStore, Operation, function::Codec};
 ///
-/// #[derive(Clone)]
 /// struct Decimal;
 ///
 /// impl Codec<u64> for Decimal {
@@ -59,8 +58,9 @@ const CODE: u16 = 0;
 /// type: records live as long as the time to live says. An error must not name the value: it is
 /// logged (U19). A panic counts as an error.
 pub trait Codec<T>: Send + Sync + 'static {
-    /// Why a value could not be written or read.
-    type Error: Error + Send + Sync + 'static;
+    /// Why a value could not be written or read: an error, or a
+    /// `Box<dyn Error + Send + Sync>` where there are several.
+    type Error: Into<Box<dyn Error + Send + Sync>>;
 
     /// The bytes of a value. There may be none.
     ///
@@ -80,57 +80,36 @@ pub trait Codec<T>: Send + Sync + 'static {
 
 /// Results as JSON, through `serde` (feature `json`).
 ///
-/// A replayed value is what `serde` makes of the first one: fields that are skipped are not in it,
-/// and a number that JSON does not have (`NaN`) cannot be read back. The last bit of a float may
-/// differ, unless your program turns on `float_roundtrip` of `serde_json`.
+/// A replayed value is what `serde` makes of the first one, so let values be such that JSON gives them
+/// back. Fields that are skipped are not in it. JSON has one `null`: `Some(())`, `Some(None)` and
+/// `Some(NaN)` come back as `None`. A `NaN` alone, and what is nested deeper than 127 levels, cannot
+/// be read back. The last bit of a float may differ, unless your program turns on `float_roundtrip`
+/// of `serde_json`.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Json;
 
 #[cfg(feature = "json")]
-pub use json::JsonError;
+impl<T: serde::Serialize + serde::de::DeserializeOwned> Codec<T> for Json {
+    type Error = BoxError;
 
-#[cfg(feature = "json")]
-mod json {
-    use std::{error::Error, fmt};
-
-    use serde::{Serialize, de::DeserializeOwned};
-    use serde_json::error::Category;
-
-    use super::{Codec, Json};
-
-    impl<T: Serialize + DeserializeOwned> Codec<T> for Json {
-        type Error = JsonError;
-
-        fn encode(&self, value: &T) -> Result<Vec<u8>, JsonError> {
-            serde_json::to_vec(value)
-                .map_err(|error| JsonError(format!("the value cannot be written as JSON: {error}")))
-        }
-
-        fn decode(&self, bytes: &[u8]) -> Result<T, JsonError> {
-            serde_json::from_slice(bytes).map_err(|error| {
-                // Its own message quotes what it found.
-                let fault = match error.classify() {
-                    Category::Data => "of another type",
-                    Category::Syntax | Category::Eof | Category::Io => "not JSON",
-                };
-                let (line, column) = (error.line(), error.column());
-                JsonError(format!("{fault}, at line {line} and column {column}"))
-            })
-        }
+    fn encode(&self, value: &T) -> Result<Vec<u8>, BoxError> {
+        Ok(serde_json::to_vec(value)?)
     }
 
-    /// Why a result could not be written as JSON, or read from it. Names the place, and not what is
-    /// there (U19).
-    #[derive(Debug)]
-    pub struct JsonError(String);
+    /// The error names the place, and not what is there (U19).
+    fn decode(&self, bytes: &[u8]) -> Result<T, BoxError> {
+        use serde_json::error::Category;
 
-    impl fmt::Display for JsonError {
-        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str(&self.0)
-        }
+        serde_json::from_slice(bytes).map_err(|error| {
+            // Its own message quotes what it found.
+            let fault = match error.classify() {
+                Category::Data => "of another type",
+                Category::Syntax | Category::Eof | Category::Io => "not JSON",
+            };
+            let (line, column) = (error.line(), error.column());
+            format!("{fault}, at line {line} and column {column}").into()
+        })
     }
-
-    impl Error for JsonError {}
 }
 
 type BoxError = Box<dyn Error + Send + Sync>;
@@ -165,11 +144,9 @@ pub(super) fn decode<T>(codec: &impl Codec<T>, payload: &Payload) -> Result<T, B
     }
 }
 
-fn guarded<T, E: Error + Send + Sync + 'static>(
-    call: impl FnOnce() -> Result<T, E>,
-) -> Result<T, BoxError> {
+fn guarded<T, E: Into<BoxError>>(call: impl FnOnce() -> Result<T, E>) -> Result<T, BoxError> {
     match catch_unwind(AssertUnwindSafe(call)) {
-        Ok(answer) => Ok(answer?),
+        Ok(answer) => answer.map_err(Into::into),
         Err(_panic) => Err("the codec panicked".into()),
     }
 }

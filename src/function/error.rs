@@ -1,14 +1,16 @@
 //! Why a call gave no value: [`RunError`].
 
-use std::{error::Error, fmt};
+use std::{convert::Infallible, error::Error, fmt};
 
 use crate::{key::InvalidKey, store::StoreError};
 
 /// Why a call gave no value. `E` is the work's own error.
 ///
 /// Messages and debug output hold no key, input or result (U19), but for what your own error, or
-/// that of a codec of yours, shows of itself. This is an [`Error`] where `E` is one; a boxed error is
-/// none, so take it out of [`Work`](Self::Work) first.
+/// that of a codec or a `Serialize` of yours, shows of itself.
+///
+/// This is an [`Error`] where `E` is one. A boxed error is none, nor is that of `anyhow`: see
+/// [`flatten`](Self::flatten).
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum RunError<E> {
@@ -50,7 +52,9 @@ impl<E> RunError<E> {
     /// error of the work that is so; whether it makes sense, the error knows.
     ///
     /// Where this is `false`, the call will go on failing until the record expires, or somebody
-    /// mends the key, the input, the program or the record.
+    /// mends the key, the input, the program or the record. Where it is `true`, it may go on too:
+    /// an error of the work can be there to stay, and after a deploy
+    /// [`OtherAlgorithm`](Self::OtherAlgorithm) is, until the record expires. So bound your tries.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
         match self {
@@ -75,6 +79,51 @@ impl<E> RunError<E> {
     #[must_use]
     pub fn work_ran(&self) -> bool {
         matches!(self, Self::Work(_) | Self::Superseded)
+    }
+
+    /// The work's own error, or else this one as an error of the same type: for `?`, where `E` is a
+    /// boxed error, that of `anyhow`, or an enum of yours with a variant for
+    /// `RunError<Infallible>`.
+    ///
+    /// ```
+    /// # #[cfg(feature = "json")]
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// use tower_idempotency::{MemoryStore, Operation, RunError};
+    ///
+    /// type BoxError = Box<dyn std::error::Error + Send + Sync>;
+    ///
+    /// # async fn pay(cents: &str) -> Result<u64, BoxError> { Ok(cents.parse()?) }
+    /// async fn consume(payment: &Operation, order: &str, cents: &'static str) -> Result<u64, BoxError> {
+    ///     let call = payment.call(order).input(cents).run(move |_| pay(cents));
+    ///     Ok(call.await.map_err(RunError::flatten)?.into_value())
+    /// }
+    /// # let payment = Operation::new("payment", MemoryStore::new());
+    /// # assert_eq!(consume(&payment, "order-1", "100").await.unwrap(), 100);
+    /// # assert!(consume(&payment, "order-1", "200").await.unwrap_err().is::<RunError<std::convert::Infallible>>());
+    /// # assert!(consume(&payment, "order-2", "ten").await.unwrap_err().is::<std::num::ParseIntError>());
+    /// # }
+    /// # #[cfg(not(feature = "json"))]
+    /// # fn main() {}
+    /// ```
+    #[must_use]
+    pub fn flatten(self) -> E
+    where
+        E: From<RunError<Infallible>>,
+    {
+        E::from(match self {
+            Self::Work(error) => return error,
+            Self::InProgress => RunError::InProgress,
+            Self::Mismatch => RunError::Mismatch,
+            Self::OtherAlgorithm => RunError::OtherAlgorithm,
+            Self::NotReplayable => RunError::NotReplayable,
+            Self::Unreadable(error) => RunError::Unreadable(error),
+            Self::Abandoned => RunError::Abandoned,
+            Self::Superseded => RunError::Superseded,
+            Self::Store(error) => RunError::Store(error),
+            Self::InvalidKey(error) => RunError::InvalidKey(error),
+            Self::InvalidInput(error) => RunError::InvalidInput(error),
+        })
     }
 }
 

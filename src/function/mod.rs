@@ -172,8 +172,6 @@ mod run;
 mod wrap;
 
 pub use call::Call;
-#[cfg(feature = "json")]
-pub use codec::JsonError;
 pub use codec::{Codec, Json};
 pub use done::Done;
 pub use error::{Effect, InvalidInput, RunError};

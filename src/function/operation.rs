@@ -15,11 +15,10 @@ use crate::{
 /// clone's own (U25). Several operations can share one store: give each an `Arc` of it, or an
 /// `Arc<dyn Store>`. A key belongs to its operation's name, so that one key in two operations is
 /// two things.
-#[derive(Clone)]
 #[must_use]
 pub struct Operation<C = Json> {
     config: Arc<Config>,
-    codec: C,
+    codec: Arc<C>,
 }
 
 #[derive(Clone)]
@@ -62,7 +61,7 @@ impl<C> Operation<C> {
                 engine: Engine::new(Arc::new(store)),
                 result_limit: 1024 * 1024,
             }),
-            codec,
+            codec: Arc::new(codec),
         }
     }
 
@@ -71,10 +70,7 @@ impl<C> Operation<C> {
     ///
     /// Take what names the intent and stays the same over all tries of it: an order's number, a
     /// message's id, a day.
-    pub fn call(&self, key: impl AsRef<str>) -> Call<C>
-    where
-        C: Clone,
-    {
+    pub fn call(&self, key: impl AsRef<str>) -> Call<C> {
         Call::new(self.clone(), IdempotencyKey::new(key))
     }
 
@@ -210,6 +206,15 @@ impl<C> Operation<C> {
 
     pub(super) fn store_key(&self, scope: &str, key: &str) -> StoreKey {
         StoreKey::new(&self.config.prefix, scope, &self.config.name, key)
+    }
+}
+
+impl<C> Clone for Operation<C> {
+    fn clone(&self) -> Self {
+        Self {
+            config: Arc::clone(&self.config),
+            codec: Arc::clone(&self.codec),
+        }
     }
 }
 

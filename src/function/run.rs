@@ -9,7 +9,7 @@ use super::{
     operation::Operation,
 };
 use crate::{
-    engine::{Begin, Ended, Ending, Execution, Running, Stage},
+    engine::{Begin, Ended, Ending, Execution, Running, Stage, Taken},
     fingerprint::Fingerprint,
     key::StoreKey,
     record::Payload,
@@ -25,21 +25,21 @@ pub(super) struct Run<C> {
 }
 
 impl<C> Run<C> {
-    pub(super) async fn run<T, E, J, W, Fut>(
+    pub(super) async fn run<T, E, W, J, Fut>(
         self,
-        judge: J,
         work: W,
+        judge: J,
     ) -> Result<Done<T>, RunError<E>>
     where
         C: Codec<T>,
-        J: FnOnce(&E) -> Effect,
         W: FnOnce(Execution) -> Fut,
+        J: FnOnce(&E) -> Effect,
         Fut: Future<Output = Result<T, E>>,
     {
         let engine = self.operation.engine();
         let begin = engine.begin(&self.key, &self.fingerprint, &self.stage, || {});
         match begin.await {
-            Begin::Run(running) => self.execute(running, judge, work).await,
+            Begin::Run(running) => self.execute(running, work, judge).await,
             Begin::Replay(payload) => match self.read(&payload) {
                 Ok(value) => Ok(self.done(value, Outcome::Replayed)),
                 Err(error) => {
@@ -47,15 +47,14 @@ impl<C> Run<C> {
                     Err(RunError::Unreadable(error))
                 }
             },
-            Begin::Refuse(reason) => {
-                self.tell(Outcome::Refused(reason));
-                Err(match reason {
-                    Reason::InProgress => RunError::InProgress,
-                    Reason::Mismatch => RunError::Mismatch,
-                    Reason::OtherAlgorithm => RunError::OtherAlgorithm,
-                    Reason::NotReplayable => RunError::NotReplayable,
-                    Reason::Abandoned => RunError::Abandoned,
-                    other => unreachable!("the engine refuses for no such reason: {other}"),
+            Begin::Refuse(taken) => {
+                self.tell(Outcome::Refused(taken.into()));
+                Err(match taken {
+                    Taken::InProgress => RunError::InProgress,
+                    Taken::Mismatch => RunError::Mismatch,
+                    Taken::OtherAlgorithm => RunError::OtherAlgorithm,
+                    Taken::NotReplayable => RunError::NotReplayable,
+                    Taken::Abandoned => RunError::Abandoned,
                 })
             }
             Begin::StoreFailed(reason, error) => {
@@ -69,16 +68,16 @@ impl<C> Run<C> {
     }
 
     /// Runs the work under its claim, and records how it ended.
-    async fn execute<T, E, J, W, Fut>(
+    async fn execute<T, E, W, J, Fut>(
         &self,
         mut running: Running,
-        judge: J,
         work: W,
+        judge: J,
     ) -> Result<Done<T>, RunError<E>>
     where
         C: Codec<T>,
-        J: FnOnce(&E) -> Effect,
         W: FnOnce(Execution) -> Fut,
+        J: FnOnce(&E) -> Effect,
         Fut: Future<Output = Result<T, E>>,
     {
         let execution = running.execution().clone();

@@ -40,7 +40,7 @@ type Body<A, T, E> = dyn Fn(A, Execution) -> BoxFuture<'static, Result<T, E>> + 
 impl<C> Operation<C> {
     /// A function that runs once for each key, which `key` makes of the arguments. Two calls with
     /// one key and other arguments are a mismatch: all of them are the input, as with
-    /// [`Call::input`](super::Call::input).
+    /// [`Call::input`](super::Call::input). A key that is one of the arguments is cloned.
     ///
     /// ```
     /// # #[cfg(feature = "json")]
@@ -49,12 +49,16 @@ impl<C> Operation<C> {
     /// # use tower_idempotency::{MemoryStore, Operation};
     /// # #[derive(serde::Serialize)]
     /// # struct Order { user: u64, action: String }
-    /// # async fn charge(order: Order) -> Result<String, std::fmt::Error> {
+    /// # #[derive(Clone)]
+    /// # struct Bank;
+    /// # async fn charge(_: Bank, order: Order) -> Result<String, std::fmt::Error> {
     /// #     Ok(format!("charged {}", order.user))
     /// # }
+    /// # let bank = Bank;
     /// let charge = Operation::new("charge", MemoryStore::new()).wrap(
     ///     |order: &Order| format!("user:{}:{}", order.user, order.action),
-    ///     |order, _execution| charge(order),
+    ///     // A call may outlive its caller, so each owns what it uses.
+    ///     move |order, _execution| charge(bank.clone(), order),
     /// );
     /// # let order = || Order { user: 7, action: "buy".into() };
     /// # let order = order();
@@ -184,7 +188,7 @@ impl<A, T, E, C> Function<A, T, E, C> {
         args: A,
     ) -> impl Future<Output = Result<Done<T>, RunError<E>>> + Send + use<A, T, E, C>
     where
-        C: Codec<T> + Clone,
+        C: Codec<T>,
         A: Send + 'static,
         T: Send + 'static,
         E: Send + 'static,
@@ -199,15 +203,15 @@ impl<A, T, E, C> Function<A, T, E, C> {
                 .compared_by(fingerprint);
             let (judge, function) = (this.judge, this.function);
             call.run_judged(
-                move |error| judge(error),
                 move |execution| function(args, execution),
+                move |error| judge(error),
             )
             .await
         }
     }
 }
 
-impl<A, T, E, C: Clone> Clone for Function<A, T, E, C> {
+impl<A, T, E, C> Clone for Function<A, T, E, C> {
     fn clone(&self) -> Self {
         Self {
             operation: self.operation.clone(),

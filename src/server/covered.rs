@@ -22,6 +22,7 @@ use super::{
 };
 use crate::{
     engine::{Begin, Ended, Ending, Execution, Running, Stage},
+    key::StoreKey,
     record::Entry,
     telemetry::{self, Outcome, Reason},
 };
@@ -168,11 +169,8 @@ impl<Svc: Clone> Covered<Svc> {
                 // Boxed, since a replay needs no room for it.
                 Begin::Run(running) => Box::pin(self.run(running, std::mem::take(body))).await,
                 Begin::Replay(payload) => Ok(self.config.replay(key, &payload)),
-                Begin::Refuse(reason) | Begin::StoreFailed(reason, _) => {
-                    let config = &self.config;
-                    let response = config.refused(&config.refusal(reason, Some(key.parts().key)));
-                    Ok(told(response, Some(key), Outcome::Refused(reason)))
-                }
+                Begin::Refuse(taken) => Ok(self.refused(key, taken.into())),
+                Begin::StoreFailed(reason, _) => Ok(self.refused(key, reason)),
                 Begin::Unprotected => {
                     let response = Box::pin(self.pass_on(std::mem::take(body))).await?;
                     Ok(told(response, Some(key), Outcome::Unprotected))
@@ -181,6 +179,12 @@ impl<Svc: Clone> Covered<Svc> {
                 Begin::CallerLeft => Ok(Response::new(ResponseBody::empty())),
             }
         }
+    }
+
+    fn refused<B>(&self, key: &StoreKey, reason: Reason) -> Response<ResponseBody<B>> {
+        let refusal = self.config.refusal(reason, Some(key.parts().key));
+        let response = self.config.refused(&refusal);
+        told(response, Some(key), Outcome::Refused(reason))
     }
 
     /// What the handler gets. Once: the head is gone then.

@@ -7,7 +7,7 @@ use tokio::{
     sync::Notify,
     time::{sleep, timeout},
 };
-use tower_idempotency::RunError;
+use tower_idempotency::{Outcome, RunError, function::Effect};
 
 use crate::support::{Bench, Effects, Failure, Fault, Op, Scripted, yield_once};
 
@@ -62,6 +62,71 @@ async fn s28_p4_u08_the_call_is_dropped_at_each_of_its_await_points() {
     // Never polled, before and after the claim; then the work before and after its effect, before
     // and after the record.
     assert_eq!((cancelled, detached), (3, 4));
+}
+
+/// The same for work that fails, that does nothing, and that panics: what its end says of the key is
+/// so also where nobody hears of it.
+#[tokio::test(start_paused = true)]
+async fn s28_p4_u03_failing_work_is_dropped_at_each_of_its_await_points() {
+    for ends in ["fails", "does nothing", "panics"] {
+        let (mut detached, mut polls) = (0, 0);
+        loop {
+            let bench = Bench::over(Scripted::yielding());
+            let effects = bench.effects.clone();
+            let work = move |_| async move {
+                slow(effects).await.unwrap();
+                assert_ne!(ends, "panics", "as the test wants it");
+                Err::<String, _>(Failure::Lost)
+            };
+            let judge = move |_: &Failure| match ends {
+                "does nothing" => Effect::None,
+                _ => Effect::Unknown,
+            };
+            let call = bench.call("k", "b").run_judged(work, judge);
+            let mut call = Box::pin(std::panic::AssertUnwindSafe(call).catch_unwind());
+            let mut ended = false;
+            for _ in 0..polls {
+                ended |= poll!(call.as_mut()).is_ready();
+            }
+            drop(call);
+            bench.operation.drain().await;
+            detached += usize::from(!ended && bench.effects.count() == 1);
+
+            let free = bench.effects.count() == 0 || ends == "does nothing";
+            let other = bench.send("k", "another input").await;
+            match free {
+                true => assert_eq!(
+                    other.unwrap().outcome(),
+                    Outcome::Completed,
+                    "{ends} {polls}"
+                ),
+                false => {
+                    assert!(matches!(other, Err(RunError::Mismatch)), "{ends} {polls}");
+                    let retry = bench.send("k", "b").await.unwrap();
+                    assert_eq!(retry.outcome(), Outcome::Completed, "{ends} {polls}");
+                }
+            }
+            if ended {
+                break;
+            }
+            polls += 1;
+        }
+        assert_eq!(detached, 4, "{ends}");
+    }
+}
+
+/// P3, P4: a caller who leaves while its value waits for its record does not end the recording.
+#[tokio::test(start_paused = true)]
+async fn s28_p3_p4_a_caller_may_leave_while_it_is_recorded() {
+    let bench = Bench::new();
+    bench.store.always(Op::Complete, Fault::Lost);
+    let late = timeout(Duration::from_secs(1), bench.send("k", "b")).await;
+    assert!(late.is_err());
+    sleep(Duration::from_secs(60)).await;
+    bench.store.mend();
+    bench.operation.drain().await;
+    assert!(bench.send("k", "b").await.unwrap().is_replayed());
+    assert_eq!(bench.effects.count(), 1);
 }
 
 /// A claim that the store granted after its caller left is given back, and nothing runs.

@@ -1,6 +1,6 @@
 //! Keys, scopes, inputs; and what is shown of them.
 
-use std::error::Error;
+use std::{convert::Infallible, error::Error};
 
 use tower_idempotency::{
     Fingerprint, IdempotencyKey, InvalidKey, Operation, RunError, StoreError, function::Call,
@@ -185,4 +185,65 @@ fn s28_errors_have_sources() {
         Ok(ran?.into_value())
     }
     assert!(passes(Err(none)).is_err());
+}
+
+/// An error of another kind than [`Error`], that takes those of ours up.
+#[derive(Debug)]
+enum Mine {
+    Theirs(Failure),
+    Ours(RunError<Infallible>),
+}
+
+impl From<RunError<Infallible>> for Mine {
+    fn from(error: RunError<Infallible>) -> Self {
+        Self::Ours(error)
+    }
+}
+
+/// One error for all, where the work's own is none by itself: nothing of ours is lost.
+#[test]
+fn s28_one_error_for_all() {
+    let unreadable = "as the test wants it";
+    let all: [RunError<Mine>; 10] = [
+        RunError::InProgress,
+        RunError::Mismatch,
+        RunError::OtherAlgorithm,
+        RunError::NotReplayable,
+        RunError::Unreadable(unreadable.into()),
+        RunError::Abandoned,
+        RunError::Superseded,
+        RunError::Store(StoreError::Full { store: "memory" }),
+        RunError::InvalidKey(InvalidKey::new("of the test")),
+        RunError::Work(Mine::Theirs(Failure::Lost)),
+    ];
+    for error in all {
+        let shown = (error.to_string(), error.is_retryable(), error.work_ran());
+        match error.flatten() {
+            Mine::Ours(error) => {
+                assert_eq!(
+                    (error.to_string(), error.is_retryable(), error.work_ran()),
+                    shown
+                );
+                let source = error.source().map(ToString::to_string);
+                match error {
+                    RunError::Unreadable(_) => assert_eq!(source.as_deref(), Some(unreadable)),
+                    RunError::InvalidKey(_) => assert_eq!(source.as_deref(), Some("of the test")),
+                    RunError::Store(_) => assert!(source.is_some()),
+                    _ => assert_eq!(source, None),
+                }
+            }
+            Mine::Theirs(failure) => {
+                assert_eq!((failure, &*shown.0), (Failure::Lost, "the work failed"))
+            }
+        }
+    }
+    // A boxed error takes ours up by itself.
+    type BoxError = Box<dyn Error + Send + Sync>;
+    fn passes(ran: Result<(), RunError<BoxError>>) -> Result<(), BoxError> {
+        ran.map_err(RunError::flatten)
+    }
+    let theirs = passes(Err(RunError::Work(Failure::Lost.into()))).unwrap_err();
+    assert!(theirs.is::<Failure>());
+    let ours = passes(Err(RunError::InProgress)).unwrap_err();
+    assert!(ours.is::<RunError<Infallible>>());
 }

@@ -169,11 +169,17 @@ async fn s28_s30_an_error_frees_the_key_for_the_same_input() {
     assert_eq!(value(retry), ("done".to_owned(), Outcome::Completed));
 }
 
-fn judge(failure: &Failure) -> Effect {
-    match failure {
-        Failure::Declined => Effect::None,
-        Failure::Lost => Effect::Unknown,
+impl Failure {
+    fn judged(&self) -> Effect {
+        match self {
+            Self::Declined => Effect::None,
+            Self::Lost => Effect::Unknown,
+        }
     }
+}
+
+fn judge(failure: &Failure) -> Effect {
+    failure.judged()
 }
 
 /// An error that is judged as one that did nothing frees the key for any input; but not on a later
@@ -188,7 +194,7 @@ async fn s28_s22_an_error_that_did_nothing_frees_the_key() {
             }
             Err::<String, _>(failure)
         };
-        let ran = bench.call(key, "b").run_judged(judge, work).await;
+        let ran = bench.call(key, "b").run_judged(work, judge).await;
         assert!(matches!(ran, Err(RunError::Work(error)) if error == failure));
     };
     fail("k", Failure::Declined, false).await;
@@ -223,7 +229,7 @@ async fn s28_u03_a_panic_frees_the_key_and_goes_on() {
             assert_ne!(at, "judging", "as the test wants it");
             Effect::None
         };
-        let call = bench.call(at, "b").run_judged(judge, work);
+        let call = bench.call(at, "b").run_judged(work, judge);
         std::panic::AssertUnwindSafe(call).catch_unwind()
     };
     for at in ["making", "working", "judging"] {
@@ -385,7 +391,10 @@ fn calls_are_send_and_static() {
             .call("k")
             .run(async move |execution| work(execution).await),
     );
-    spawnable(bench.operation.call("k").run_judged(judge, work));
+    spawnable(bench.operation.call("k").run_judged(work, judge));
+    // What the work says of its error, the judge need not say again.
+    let judged = bench.operation.call("k");
+    spawnable(judged.run_judged(work, |failure| failure.judged()));
     // Values and errors need be no more than `Send`.
     let work = |_| async { Err::<u64, _>(std::cell::Cell::new(1)) };
     spawnable(bench.operation.call("k").run(work));

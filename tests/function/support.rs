@@ -9,8 +9,9 @@ use tower_idempotency::{
 
 pub(crate) use crate::http_support::{Effects, Fault, Op, Scripted, yield_once};
 
-/// Text as its bytes. Some texts it does not take, and it panics at others.
-#[derive(Clone, Copy, Debug)]
+/// Text as its bytes. Some texts it does not take, and it panics at others. It cannot be cloned, as
+/// one that holds a secret might be.
+#[derive(Debug)]
 pub(crate) struct Text;
 
 /// The codec does not take it.
