@@ -41,9 +41,9 @@ pub(crate) enum Begin {
 impl Engine {
     /// Claims the key, or says why not.
     ///
-    /// `before_wait` is called before each wait for a running duplicate: whatever the caller holds
-    /// for the work (a ready service) is to be let go, or waiting requests starve the one they
-    /// wait for.
+    /// `let_go` is called before each wait for a running duplicate: whatever the caller holds for
+    /// the work (a ready service) is to be let go, or waiting requests starve the one they wait
+    /// for. So it is before a claim is given back whose caller left.
     #[expect(
         clippy::manual_async_fn,
         reason = "an `async fn` has room for each argument twice"
@@ -53,7 +53,7 @@ impl Engine {
         key: &StoreKey,
         fingerprint: &Fingerprint,
         stage: &Stage,
-        mut before_wait: impl FnMut(),
+        mut let_go: impl FnMut(),
     ) -> impl Future<Output = Begin> {
         async move {
             let options = self.options();
@@ -73,6 +73,7 @@ impl Engine {
                 let token = match self.heard(key, &request, claim, stage, counted, turn) {
                     Heard::Begin(begin) => return begin,
                     Heard::TooLate(running) => {
+                        let_go();
                         Box::pin(running.end(Ending::NotRun)).await;
                         return Begin::CallerLeft;
                     }
@@ -84,7 +85,7 @@ impl Engine {
                 if !line.join(self, limit) {
                     return Begin::Refuse(Reason::InProgress);
                 }
-                before_wait();
+                let_go();
                 // Boxed, so that only those that wait have room for it.
                 if let Err(instead) = Box::pin(line.wait(self, key, token, fingerprint)).await {
                     return instead;

@@ -33,7 +33,8 @@ use crate::{
 pub(super) struct Covered<Svc> {
     pub(super) config: Arc<Config>,
     pub(super) stage: Arc<Stage>,
-    /// The service that was ready; let go while the request waits for another execution.
+    /// The service that was ready; let go while the request waits for another execution, or is
+    /// recorded.
     pub(super) ready: Option<Svc>,
     pub(super) spare: Svc,
     /// The head of the request, until the handler gets it.
@@ -211,11 +212,14 @@ impl<Svc> Covered<Svc> {
                 }
                 Ok(Err(instead)) => *instead,
                 Err(panic) => {
+                    self.ready = None;
                     Box::pin(running.end(Ending::NotRun)).await;
                     resume_unwind(panic);
                 }
             };
 
+            // Where the handler did not run, its place in the inner service is still held.
+            self.ready = None;
             let ending = running.settled(ending);
             let completed = matches!(ending, Ending::Completed(_));
             let outcome = match ending {
