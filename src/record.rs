@@ -381,3 +381,35 @@ pub struct Lease {
     /// store lost it.
     pub fingerprint: Fingerprint,
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::HashSet, thread};
+
+    use super::*;
+
+    /// P1, P6: no two claims have one owner, on whatever threads they are made, and however many
+    /// threads came and went before.
+    #[test]
+    fn p1_p6_owners_are_never_the_same() {
+        let mut seen = HashSet::from([OwnerId::NOBODY]);
+        for _ in 0..4 {
+            let draw = || (0..1_000).map(|_| OwnerId::random()).collect::<Vec<_>>();
+            let threads: Vec<_> = (0..8).map(|_| thread::spawn(draw)).collect();
+            for thread in threads {
+                let drawn = thread.join().unwrap();
+                assert!(drawn.into_iter().all(|owner| seen.insert(owner)));
+            }
+        }
+    }
+
+    /// P6: what a store keeps of an owner is that owner again, and reads the same everywhere.
+    #[test]
+    fn p6_an_owner_survives_its_number() {
+        let owner = OwnerId::random();
+        assert_eq!(OwnerId::from_u128(owner.as_u128()), owner);
+        let id = 0x0123_4567_89ab_cdef_0011_2233_4455_6677;
+        let shown = OwnerId::from_u128(id).to_string();
+        assert_eq!(shown, "0123456789abcdef0011223344556677");
+    }
+}
