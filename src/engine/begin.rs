@@ -82,13 +82,15 @@ impl Engine {
                 let OnConflict::Wait(limit) = options.on_conflict else {
                     return Begin::Refuse(Reason::InProgress);
                 };
-                if !line.join(self, limit) {
+                let Some(until) = line.join(self, limit) else {
                     return Begin::Refuse(Reason::InProgress);
-                }
+                };
                 let_go();
                 // Boxed, so that only those that wait have room for it.
-                if let Err(instead) = Box::pin(line.wait(self, key, token, fingerprint)).await {
-                    return instead;
+                let waited = Box::pin(wait(self, key, token, fingerprint, until));
+                match waited.await {
+                    Ok(turn) => line.turn = turn,
+                    Err(instead) => return instead,
                 }
             }
         }
@@ -211,43 +213,33 @@ struct Line {
 }
 
 impl Line {
-    /// Takes a place, unless it has one. Says whether it has one now.
-    fn join(&mut self, engine: &Engine, limit: Duration) -> bool {
+    /// Takes a place, unless it has one, and says how long it has it; `None` where there is none.
+    fn join(&mut self, engine: &Engine, limit: Duration) -> Option<Instant> {
         if self.place.is_none() {
             let counted = engine.work().wait(engine.options().max_waiting);
             self.place = counted.map(|counted| (counted, deadline(limit)));
         }
-        self.place.is_some()
+        self.place.as_ref().map(|(_, until)| *until)
     }
+}
 
-    /// Waits until it is worth another claim, or says what to do instead.
-    async fn wait(
-        &mut self,
-        engine: &Engine,
-        key: &StoreKey,
-        token: FencingToken,
-        fingerprint: &Fingerprint,
-    ) -> Result<(), Begin> {
-        let too_long = Begin::Refuse(Reason::InProgress);
-        let Some((_, until)) = self.place else {
-            return Err(too_long);
-        };
-        let waited = timeout_at(until, async {
-            let found = engine.waits().join(engine, key, token).await;
-            match found.and_then(|found| found.answer_for(fingerprint)) {
-                Some(payload) => Err(payload),
-                None => Ok(timeout(PATIENCE, engine.waits().turn(key)).await.ok()),
-            }
-        });
-        match waited.await {
-            Ok(Ok(turn)) => {
-                self.turn = turn;
-                Ok(())
-            }
-            Ok(Err(payload)) => Err(completed(payload)),
-            Err(_) => Err(too_long),
+/// Waits until it is worth another claim, with the turn for it, or says what to do instead.
+async fn wait(
+    engine: &Engine,
+    key: &StoreKey,
+    token: FencingToken,
+    fingerprint: &Fingerprint,
+    until: Instant,
+) -> Result<Option<OwnedMutexGuard<()>>, Begin> {
+    let waited = timeout_at(until, async {
+        let found = engine.waits().join(engine, key, token).await;
+        match found.and_then(|found| found.answer_for(fingerprint)) {
+            Some(payload) => Err(completed(payload)),
+            None => Ok(timeout(PATIENCE, engine.waits().turn(key)).await.ok()),
         }
-    }
+    });
+    let too_long = |_| Err(Begin::Refuse(Reason::InProgress));
+    waited.await.unwrap_or_else(too_long)
 }
 
 /// How long a waiter stands in line for its turn before it looks at the record again: another server
