@@ -261,9 +261,11 @@ impl PartialEq for StoreKey {
 
 impl Eq for StoreKey {}
 
+/// Of the text, so that a store with several servers can choose among them by it: the hash that is
+/// kept is another one in each process.
 impl Hash for StoreKey {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        state.write_u64(self.hash);
+        self.text.hash(state);
     }
 }
 
@@ -362,6 +364,15 @@ mod tests {
             (parts.prefix, parts.scope, parts.endpoint, parts.key),
             ("p%3A", "", "e", "k:1")
         );
+    }
+
+    /// U01, P1: a store that chooses a server by the hash of a key chooses the same one in every
+    /// process, so what is hashed is the text alone.
+    #[test]
+    fn p1_u01_the_hash_is_that_of_the_text() {
+        let hasher = std::hash::BuildHasherDefault::<std::hash::DefaultHasher>::default();
+        let key = StoreKey::new("idem", "caller", "endpoint", "k");
+        assert_eq!(hasher.hash_one(&key), hasher.hash_one(key.as_str()));
     }
 
     /// P9: a caller's identity of any length gives a key of bounded length.

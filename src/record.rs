@@ -65,25 +65,28 @@ impl OwnerId {
     /// A new one: 64 bits that count up from a random number of this thread, and 64 random bits of
     /// this thread, combined with the time.
     ///
-    /// The operating system is asked for random numbers once a thread, since that takes longer than
-    /// a replay. The time is in it because a virtual machine that is restored twice from one
-    /// snapshot has the same numbers twice, but not at the same nanosecond.
+    /// The operating system is asked for random numbers once a second at most, since that takes
+    /// longer than a replay. It is asked again and the time is in it because a virtual machine that
+    /// is restored twice from one snapshot has the same numbers twice.
     ///
     /// # Panics
     ///
     /// If the operating system has no random numbers.
     #[must_use]
     pub fn random() -> Self {
-        let drawn = NUMBERS.try_with(|numbers| {
-            let (count, fixed) = numbers.get();
-            numbers.set((count.wrapping_add(1), fixed));
-            (count, fixed)
+        let now = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
+        let drawn = DRAWN.try_with(|drawn| {
+            let numbers = match drawn.get() {
+                Some(numbers) if numbers.second == now.as_secs() => numbers,
+                Some(_) | None => Numbers::draw(now),
+            };
+            let count = numbers.count.wrapping_add(1);
+            drawn.set(Some(Numbers { count, ..numbers }));
+            numbers
         });
         // The thread is about to end, and its numbers with it.
-        let (count, fixed) = drawn.unwrap_or_else(|_| (random(), random()));
-        let now = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
-        let low = fixed ^ now.as_nanos() as u64;
-        Self([count, low])
+        let Numbers { count, fixed, .. } = drawn.unwrap_or_else(|_| Numbers::draw(now));
+        Self([count, fixed ^ now.as_nanos() as u64])
     }
 
     /// From what a store kept, or, in a test, from a number of your choice.
@@ -101,12 +104,26 @@ impl OwnerId {
 }
 
 thread_local! {
-    /// The next count, and what stays the same.
-    static NUMBERS: Cell<(u64, u64)> = Cell::new((random(), random()));
+    static DRAWN: Cell<Option<Numbers>> = const { Cell::new(None) };
 }
 
-fn random() -> u64 {
-    getrandom::u64().expect("the operating system gives random numbers")
+/// What owners are made of, good for one second.
+#[derive(Clone, Copy)]
+struct Numbers {
+    second: u64,
+    count: u64,
+    fixed: u64,
+}
+
+impl Numbers {
+    fn draw(now: Duration) -> Self {
+        let random = || getrandom::u64().expect("the operating system gives random numbers");
+        Self {
+            second: now.as_secs(),
+            count: random(),
+            fixed: random(),
+        }
+    }
 }
 
 /// 32 lower-case hex digits.
@@ -383,4 +400,36 @@ pub struct Lease {
     /// Of the claimed payload; kept here so that a completion can make the record anew where the
     /// store lost it.
     pub fingerprint: Fingerprint,
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::HashSet, thread};
+
+    use super::*;
+
+    /// P1, P6: no two claims have one owner, on whatever threads they are made, and however many
+    /// threads came and went before.
+    #[test]
+    fn p1_p6_owners_are_never_the_same() {
+        let mut seen = HashSet::from([OwnerId::NOBODY]);
+        for _ in 0..4 {
+            let draw = || (0..1_000).map(|_| OwnerId::random()).collect::<Vec<_>>();
+            let threads: Vec<_> = (0..8).map(|_| thread::spawn(draw)).collect();
+            for thread in threads {
+                let drawn = thread.join().unwrap();
+                assert!(drawn.into_iter().all(|owner| seen.insert(owner)));
+            }
+        }
+    }
+
+    /// P6: what a store keeps of an owner is that owner again, and reads the same everywhere.
+    #[test]
+    fn p6_an_owner_survives_its_number() {
+        let owner = OwnerId::random();
+        assert_eq!(OwnerId::from_u128(owner.as_u128()), owner);
+        let id = 0x0123_4567_89ab_cdef_0011_2233_4455_6677;
+        let shown = OwnerId::from_u128(id).to_string();
+        assert_eq!(shown, "0123456789abcdef0011223344556677");
+    }
 }

@@ -5,14 +5,17 @@ use std::{
     future::Future,
     pin::Pin,
     sync::{
-        Arc,
+        Arc, LazyLock,
         atomic::{AtomicU8, Ordering},
     },
     task::{Context, Poll},
 };
 
 use futures::future::BoxFuture;
-use tokio::runtime::Handle;
+use tokio::{
+    runtime::Handle,
+    time::{Instant, sleep_until},
+};
 
 use crate::{engine::work::Work, telemetry};
 
@@ -82,16 +85,22 @@ struct OnDrop<T> {
     spawn: fn(&Self, BoxFuture<'static, T>),
 }
 
+/// For a timer that is never waited for. To read the clock would take longer than to make it.
+static ANY_TIME: LazyLock<Instant> = LazyLock::new(Instant::now);
+
 impl<T: Send + 'static> Attached<T> {
     /// # Panics
     ///
-    /// Outside a tokio runtime.
+    /// Outside a tokio runtime, or in one without timers.
     pub(crate) fn new(
         work: BoxFuture<'static, T>,
         stage: Arc<Stage>,
         counts: &Arc<Work>,
         limit: usize,
     ) -> Self {
+        // Without timers no lease is kept, and only slow work would show it: in the panic of a task
+        // that nobody awaits, while another execution of its key may start (P1).
+        drop(sleep_until(*ANY_TIME));
         Self {
             work: Some(work),
             on_drop: OnDrop {

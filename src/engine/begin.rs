@@ -64,9 +64,9 @@ pub(crate) enum Begin {
 impl Engine {
     /// Claims the key, or says why not.
     ///
-    /// `before_wait` is called before each wait for a running duplicate: whatever the caller holds
-    /// for the work (a ready service) is to be let go, or waiting requests starve the one they
-    /// wait for.
+    /// `let_go` is called before each wait for a running duplicate: whatever the caller holds for
+    /// the work (a ready service) is to be let go, or waiting requests starve the one they wait
+    /// for. So it is before a claim is given back whose caller left.
     #[expect(
         clippy::manual_async_fn,
         reason = "an `async fn` has room for each argument twice"
@@ -76,7 +76,7 @@ impl Engine {
         key: &StoreKey,
         fingerprint: &Fingerprint,
         stage: &Stage,
-        mut before_wait: impl FnMut(),
+        mut let_go: impl FnMut(),
     ) -> impl Future<Output = Begin> {
         async move {
             let options = self.options();
@@ -96,6 +96,7 @@ impl Engine {
                 let token = match self.heard(key, &request, claim, stage, counted, turn) {
                     Heard::Begin(begin) => return begin,
                     Heard::TooLate(running) => {
+                        let_go();
                         Box::pin(running.end(Ending::NotRun)).await;
                         return Begin::CallerLeft;
                     }
@@ -104,13 +105,15 @@ impl Engine {
                 let OnConflict::Wait(limit) = options.on_conflict else {
                     return Begin::Refuse(Taken::InProgress);
                 };
-                if !line.join(self, limit) {
+                let Some(until) = line.join(self, limit) else {
                     return Begin::Refuse(Taken::InProgress);
-                }
-                before_wait();
+                };
+                let_go();
                 // Boxed, so that only those that wait have room for it.
-                if let Err(instead) = Box::pin(line.wait(self, key, token, fingerprint)).await {
-                    return instead;
+                let waited = Box::pin(wait(self, key, token, fingerprint, until));
+                match waited.await {
+                    Ok(turn) => line.turn = turn,
+                    Err(instead) => return instead,
                 }
             }
         }
@@ -233,43 +236,33 @@ struct Line {
 }
 
 impl Line {
-    /// Takes a place, unless it has one. Says whether it has one now.
-    fn join(&mut self, engine: &Engine, limit: Duration) -> bool {
+    /// Takes a place, unless it has one, and says how long it has it; `None` where there is none.
+    fn join(&mut self, engine: &Engine, limit: Duration) -> Option<Instant> {
         if self.place.is_none() {
             let counted = engine.work().wait(engine.options().max_waiting);
             self.place = counted.map(|counted| (counted, deadline(limit)));
         }
-        self.place.is_some()
+        self.place.as_ref().map(|(_, until)| *until)
     }
+}
 
-    /// Waits until it is worth another claim, or says what to do instead.
-    async fn wait(
-        &mut self,
-        engine: &Engine,
-        key: &StoreKey,
-        token: FencingToken,
-        fingerprint: &Fingerprint,
-    ) -> Result<(), Begin> {
-        let too_long = Begin::Refuse(Taken::InProgress);
-        let Some((_, until)) = self.place else {
-            return Err(too_long);
-        };
-        let waited = timeout_at(until, async {
-            let found = engine.waits().join(engine, key, token).await;
-            match found.and_then(|found| found.answer_for(fingerprint)) {
-                Some(payload) => Err(payload),
-                None => Ok(timeout(PATIENCE, engine.waits().turn(key)).await.ok()),
-            }
-        });
-        match waited.await {
-            Ok(Ok(turn)) => {
-                self.turn = turn;
-                Ok(())
-            }
-            Ok(Err(payload)) => Err(completed(payload)),
-            Err(_) => Err(too_long),
+/// Waits until it is worth another claim, with the turn for it, or says what to do instead.
+async fn wait(
+    engine: &Engine,
+    key: &StoreKey,
+    token: FencingToken,
+    fingerprint: &Fingerprint,
+    until: Instant,
+) -> Result<Option<OwnedMutexGuard<()>>, Begin> {
+    let waited = timeout_at(until, async {
+        let found = engine.waits().join(engine, key, token).await;
+        match found.and_then(|found| found.answer_for(fingerprint)) {
+            Some(payload) => Err(completed(payload)),
+            None => Ok(timeout(PATIENCE, engine.waits().turn(key)).await.ok()),
         }
-    }
+    });
+    let too_long = |_| Err(Begin::Refuse(Taken::InProgress));
+    waited.await.unwrap_or_else(too_long)
 }
 
 /// How long a waiter stands in line for its turn before it looks at the record again: another server

@@ -139,7 +139,7 @@ impl<C> Call<C> {
     /// # Panics
     ///
     /// If the work panics: its key is then free for another attempt with the same input, at once
-    /// (U03). Outside a tokio runtime.
+    /// (U03). Outside a tokio runtime, or in one without timers.
     pub async fn run<T, E, Fut>(
         self,
         work: impl FnOnce(Execution) -> Fut + Send + 'static,

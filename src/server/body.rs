@@ -274,7 +274,7 @@ fn size_hint(left: usize, exact: bool) -> SizeHint {
 pub(crate) struct ReadLimits {
     /// Bytes of this body. So many still pass.
     pub(crate) max: usize,
-    /// From the first byte to the last.
+    /// From the first wait for a part of it to its end.
     pub(crate) timeout: Duration,
     /// Bytes of all bodies in memory.
     pub(crate) total: usize,

@@ -39,39 +39,59 @@ pub(super) struct Covered<Svc> {
     pub(super) head: Parts,
 }
 
-/// The service to call.
+/// The service to call, once.
 pub(super) struct Inner<Svc> {
-    service: Svc,
+    /// None once it was called, or is not to be called any more.
+    service: Option<Svc>,
     ready: bool,
 }
 
-impl<Svc: Clone> Inner<Svc> {
+impl<Svc> Inner<Svc> {
     /// A service that was asked for its readiness, and is ready.
     pub(super) fn ready(service: Svc) -> Self {
-        let ready = true;
-        Self { service, ready }
+        Self {
+            service: Some(service),
+            ready: true,
+        }
     }
 
     /// Gives the readiness back: what waits is not to hold a place. A clone has none.
-    fn let_go(&mut self) {
+    fn let_go(&mut self)
+    where
+        Svc: Clone,
+    {
         if self.ready {
             self.service = self.service.clone();
             self.ready = false;
         }
     }
-}
 
-impl<Svc> Inner<Svc> {
     /// Sees that the service is ready, if it was let go.
-    async fn get_ready<Request>(&mut self) -> Result<&mut Svc, Svc::Error>
+    async fn get_ready<Request>(&mut self) -> Result<(), Svc::Error>
     where
         Svc: Service<Request>,
     {
-        if !self.ready {
-            self.service.ready().await?;
+        if let (Some(service), false) = (&mut self.service, self.ready) {
+            service.ready().await?;
             self.ready = true;
         }
-        Ok(&mut self.service)
+        Ok(())
+    }
+
+    /// # Panics
+    ///
+    /// If it was called before.
+    fn call<Request>(&mut self, request: Request) -> Svc::Future
+    where
+        Svc: Service<Request>,
+    {
+        let mut service = self.service.take().expect("a service is called once");
+        service.call(request)
+    }
+
+    /// It is not called, and so does not keep a place from others.
+    fn not_called(&mut self) {
+        self.service = None;
     }
 }
 
@@ -204,7 +224,8 @@ impl<Svc: Clone> Covered<Svc> {
         ResBody: Body<Data = Bytes>,
     {
         let request = self.request(body);
-        let response = self.inner.get_ready().await?.call(request).await?;
+        self.inner.get_ready().await?;
+        let response = self.inner.call(request).await?;
         Ok(response.map(ResponseBody::untouched))
     }
 
@@ -227,7 +248,7 @@ impl<Svc: Clone> Covered<Svc> {
                     self.head.extensions.insert(execution.clone());
                     let work = running.watch(async {
                         let request = self.request(body);
-                        let (parts, body) = match self.inner.service.call(request).await {
+                        let (parts, body) = match self.inner.call(request).await {
                             Ok(response) => response.into_parts(),
                             Err(error) => return (Ending::Failed, Err(error)),
                         };
@@ -244,11 +265,13 @@ impl<Svc: Clone> Covered<Svc> {
                 }
                 Ok(Err(instead)) => *instead,
                 Err(panic) => {
+                    self.inner.not_called();
                     Box::pin(running.end(Ending::NotRun)).await;
                     resume_unwind(panic);
                 }
             };
 
+            self.inner.not_called();
             let ending = running.settled(ending);
             let completed = matches!(ending, Ending::Completed(_));
             let outcome = match ending {
@@ -308,10 +331,8 @@ impl<Svc: Clone> Covered<Svc> {
                     Probed::NotDone => {}
                 }
             }
-            match self.inner.get_ready().await {
-                Ok(_) => Ok(()),
-                Err(error) => Err(Box::new((Ending::NotRun, Err(error)))),
-            }
+            let ready = self.inner.get_ready().await;
+            ready.map_err(|error| Box::new((Ending::NotRun, Err(error))))
         }
     }
 }

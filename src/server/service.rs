@@ -83,7 +83,7 @@ where
 
     /// # Panics
     ///
-    /// Outside a tokio runtime, for a covered request.
+    /// For a covered request, outside a tokio runtime or in one without timers.
     fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
         let config = &self.config;
         // Before the head is taken apart, which costs more than to look at it.

@@ -639,3 +639,29 @@ async fn p5_p8_a_lost_claim_does_not_block_its_key_where_takeover_is_refused() {
     let (outcome, _) = bench.send("k", "b").await;
     assert_eq!(outcome, Outcome::Completed);
 }
+
+/// P1: a runtime without timers cannot keep a lease, so nothing is claimed in it.
+#[test]
+fn p1_without_timers_nothing_runs() {
+    let runtime = tokio::runtime::Builder::new_current_thread().build();
+    let (store, effects) = (Scripted::new(), Effects::default());
+    let handler = {
+        let effects = effects.clone();
+        move |_: Handled| {
+            effects.add();
+            async {
+                tokio::task::yield_now().await;
+                answer(201, "done")
+            }
+        }
+    };
+    let mut service = layer(store.clone()).layer(service_fn(handler));
+    let asked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        runtime.unwrap().block_on(async {
+            let response = service.ready().await.unwrap().call(post("k", "b")).await;
+            read(response.unwrap()).await
+        })
+    }));
+    assert!(asked.is_err(), "{asked:?}");
+    assert_eq!((effects.count(), store.count(Op::Claim)), (0, 0));
+}

@@ -4,6 +4,7 @@
 
 mod cancellation;
 mod faults;
+mod letting_go;
 mod options;
 mod states;
 mod streams;

@@ -532,3 +532,36 @@ async fn endless_times_overflow_nothing() {
     let seen = outcomes(&endless, requests()).await;
     assert_eq!(seen, [RAN, REPLAYED, refused(Reason::Mismatch)]);
 }
+
+/// U37: a record is found again by the next version of this crate. Its name is made of the prefix,
+/// the caller, the endpoint and the key, and none of them may be written in another way.
+#[tokio::test(start_paused = true)]
+async fn u37_s21_records_keep_their_names() {
+    for (scope, name) in [
+        (
+            Scope::single_tenant(),
+            "idem::dcf6ef7c655e73c4f388ba367ea8dda5:k",
+        ),
+        (
+            Scope::from_fn(|_| Some("merchant:7".to_owned())),
+            "idem:merchant%3A7:dcf6ef7c655e73c4f388ba367ea8dda5:k",
+        ),
+        (
+            Scope::header("x-api-key"),
+            "idem:71b064d25dd8d9da6f5519015db2d5424a75c74af583a5aa1b82fa2c930828de:\
+             dcf6ef7c655e73c4f388ba367ea8dda5:k",
+        ),
+    ] {
+        let layer = IdempotencyLayer::new(MemoryStore::new(), scope);
+        let service = layer.layer(service_fn(|request: Handled| {
+            let execution = request.extensions().get::<Execution>().unwrap();
+            let name = execution.store_key().as_str().to_owned();
+            async { answer(201, name) }
+        }));
+        let mut request = post("\"k\"", "b");
+        let caller = "one".parse().unwrap();
+        request.headers_mut().insert("x-api-key", caller);
+        let told = read(service.oneshot(request).await.unwrap()).await;
+        assert_eq!(told.text(), name);
+    }
+}

@@ -395,3 +395,59 @@ async fn u30_p2_a_waiter_in_line_finds_what_another_server_recorded() {
         start.elapsed()
     );
 }
+
+/// P4, P9, U29: a request that waits for an execution which fails, and then takes its turn, is
+/// dropped after each number of polls. Its place in line, its turn and its claim are free at once
+/// for the next one, and the work is done once.
+#[tokio::test(start_paused = true)]
+async fn p4_p9_u29_a_waiter_is_dropped_at_each_of_its_await_points() {
+    let (mut left, mut runs_on, mut polls) = (0, 0, 0);
+    loop {
+        let (store, gate) = (Scripted::yielding(), Arc::new(Semaphore::new(0)));
+        let (failing, effects) = (Effects::default(), Effects::default());
+        let fails = gated(&gate, &failing, |_| answer(503, "no"));
+        let there = layer(store.clone()).layer(service_fn(fails));
+        let running = tokio::spawn(there.oneshot(post("k", "b")));
+        tokio::time::sleep(Duration::from_millis(1)).await;
+
+        let here = layer(store.clone())
+            .on_conflict(OnConflict::Wait(LIMIT))
+            .max_waiting(1);
+        let open = Arc::new(Semaphore::new(1_000));
+        let service = here.layer(service_fn(gated(&open, &effects, created)));
+        let mut waiter = Box::pin(service.clone().oneshot(post("k", "b")));
+        let mut ended = false;
+        for poll in 0..polls {
+            if poll == 10 {
+                gate.add_permits(1);
+            }
+            if ended {
+                break;
+            }
+            ended = poll!(waiter.as_mut()).is_ready();
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        drop(waiter);
+        gate.add_permits(1);
+        assert_eq!(running.await.unwrap().unwrap().status().as_u16(), 503);
+
+        let start = Instant::now();
+        let next = read(service.clone().oneshot(post("k", "b")).await.unwrap()).await;
+        assert_eq!(next.text(), "effect 1", "after {polls} polls");
+        assert!(
+            start.elapsed() < Duration::from_secs(1),
+            "after {polls} polls"
+        );
+        here.drain().await;
+        assert_eq!(effects.count(), 1, "after {polls} polls");
+        if ended {
+            break;
+        }
+        match next.is_replay() {
+            true => runs_on += 1,
+            false => left += 1,
+        }
+        polls += 1;
+    }
+    assert!(left > 10 && runs_on > 1, "{left} left, {runs_on} ran on");
+}
