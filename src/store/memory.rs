@@ -252,6 +252,8 @@ struct Shard {
 struct Kept {
     name: Arc<str>,
     hash: u64,
+    /// Where it stands in the index of expiry: when it expires, or before.
+    due: Timestamp,
     record: Record,
 }
 
@@ -265,10 +267,13 @@ impl Kept {
 /// under the lock.
 type Past = (Record, Option<watch::Sender<()>>);
 
-/// Exact, not lazy: a record that is renewed a million times is here once.
+/// A record is in each of them once, however often it is renewed.
 struct Index {
-    by_expiry: BTreeSet<(Timestamp, Arc<str>)>,
-    /// Nothing expires before this. It is a word at hand, while the least of a large set is memory
+    /// When to look at a record: when it expires, or before. A record in progress is looked at when
+    /// it could expire if it ended at once, and one that turns out to live longer is put in again: so
+    /// to end an attempt, or to renew it, changes nothing here.
+    by_due: BTreeSet<(Timestamp, Arc<str>)>,
+    /// Nothing is due before this. It is a word at hand, while the least of a large set is memory
     /// that no operation has touched for long.
     earliest: Timestamp,
     /// The completed records by their first claim, kept only if the oldest are to be dropped.
@@ -345,11 +350,11 @@ impl Shared {
         }
         loop {
             let mut oldest = None;
-            let mut removed_any = false;
+            let mut progress = false;
             for shard in &self.shards {
                 let mut held = lock(shard);
-                let removed = held.remove_expired(&self.usage, now, MANY);
-                removed_any |= !removed.is_empty();
+                let looked = held.remove_expired(&self.usage, now, MANY);
+                progress |= looked.records > 0;
                 let first = held.index.oldest();
                 drop(held);
                 if self.usage.fits(short) {
@@ -363,7 +368,7 @@ impl Shared {
             }
             match oldest {
                 Some((_, shard)) => self.evict(shard),
-                None if removed_any => {}
+                None if progress => {}
                 None => return false,
             }
             if self.usage.fits(short) {
@@ -422,7 +427,7 @@ impl Shard {
             records: HashTable::new(),
             waiters: HashMap::new(),
             index: Index {
-                by_expiry: BTreeSet::new(),
+                by_due: BTreeSet::new(),
                 earliest: Timestamp::default(),
                 by_age,
             },
@@ -457,9 +462,15 @@ impl Shard {
                     entries: 1,
                     bytes: cost(name, &record),
                 })?;
-                self.index.insert(name, &record);
-                let name = Arc::clone(name);
-                let kept = Box::new(Kept { name, hash, record });
+                let due = due(&record, now);
+                self.index.insert(due, name);
+                self.index.set_age(name, None, Some(&record));
+                let kept = Box::new(Kept {
+                    name: Arc::clone(name),
+                    hash,
+                    due,
+                    record,
+                });
                 self.records.insert_unique(hash, kept, |kept| kept.hash);
             }
             return Ok((reply, None));
@@ -472,8 +483,12 @@ impl Shard {
                 // The same text as in the table, though perhaps not the same as in `key`.
                 let name = Arc::clone(&kept.name);
                 usage.resize(cost(&name, &kept.record), cost(&name, &record))?;
-                self.index.remove(&name, &kept.record);
-                self.index.insert(&name, &record);
+                self.index.set_age(&name, Some(&kept.record), Some(&record));
+                if record.expires_at < kept.due {
+                    self.index.remove(kept.due, &name);
+                    self.index.insert(record.expires_at, &name);
+                    kept.due = record.expires_at;
+                }
                 let old = std::mem::replace(&mut kept.record, record);
                 Some((old, self.take_waiters(&name)))
             }
@@ -490,8 +505,11 @@ impl Shard {
     fn remove(&mut self, usage: &Usage, hash: u64, name: &str) -> Option<Past> {
         let place = self.records.find_entry(hash, |kept| kept.is(hash, name));
         let (kept, _) = place.ok()?.remove();
-        let Kept { name, record, .. } = *kept;
-        self.index.remove(&name, &record);
+        let Kept {
+            name, due, record, ..
+        } = *kept;
+        self.index.remove(due, &name);
+        self.index.set_age(&name, Some(&record), None);
         usage.release(1, cost(&name, &record));
         self.absent.token = self.absent.token.max(record.token);
         // A quarter full or less: half of the table goes back, and as much is left to grow into.
@@ -514,42 +532,81 @@ impl Shard {
         taken
     }
 
-    fn remove_expired(&mut self, usage: &Usage, now: Timestamp, most: usize) -> Vec<Past> {
-        std::iter::from_fn(|| {
-            let text = self.index.first_expired(now)?;
-            self.remove(usage, key::hash(&text), &text)
-        })
-        .take(most)
-        .collect()
+    /// Looks at up to `most` records that are due, and removes those that have expired.
+    fn remove_expired(&mut self, usage: &Usage, now: Timestamp, most: usize) -> Looked {
+        let mut removed = Vec::new();
+        let mut records = 0;
+        while records < most
+            && let Some(name) = self.index.pop_due(now)
+        {
+            records += 1;
+            let hash = key::hash(&name);
+            match self.records.find_mut(hash, |kept| kept.is(hash, &name)) {
+                Some(kept) if kept.record.expires_at > now => {
+                    kept.due = kept.record.expires_at;
+                    self.index.insert(kept.due, &name);
+                }
+                _ => removed.extend(self.remove(usage, hash, &name)),
+            }
+        }
+        Looked {
+            records,
+            _removed: removed,
+        }
+    }
+}
+
+/// How many records were looked at, and what was removed: to be dropped without the lock.
+struct Looked {
+    records: usize,
+    _removed: Vec<Past>,
+}
+
+/// When a record that is new at `now` expires at the earliest.
+fn due(record: &Record, now: Timestamp) -> Timestamp {
+    match record.state {
+        // It lives as long after its end as it would after its lease.
+        State::InProgress => now + record.expires_at.since(record.lease_until),
+        State::Completed | State::Failed => record.expires_at,
     }
 }
 
 impl Index {
-    fn insert(&mut self, key: &Arc<str>, record: &Record) {
-        self.earliest = self.earliest.min(record.expires_at);
-        self.by_expiry.insert((record.expires_at, key.clone()));
-        if let (Some(by_age), State::Completed) = (&mut self.by_age, record.state) {
-            by_age.insert((record.created_at, key.clone()));
-        }
+    fn insert(&mut self, due: Timestamp, name: &Arc<str>) {
+        self.earliest = self.earliest.min(due);
+        self.by_due.insert((due, Arc::clone(name)));
     }
 
-    fn remove(&mut self, key: &Arc<str>, record: &Record) {
-        self.by_expiry.remove(&(record.expires_at, key.clone()));
-        if let (Some(by_age), State::Completed) = (&mut self.by_age, record.state) {
-            by_age.remove(&(record.created_at, key.clone()));
-        }
+    fn remove(&mut self, due: Timestamp, name: &Arc<str>) {
+        self.by_due.remove(&(due, Arc::clone(name)));
     }
 
-    fn first_expired(&mut self, now: Timestamp) -> Option<Arc<str>> {
+    /// The next record that is due, which is in the index no more.
+    fn pop_due(&mut self, now: Timestamp) -> Option<Arc<str>> {
         if self.earliest > now {
             return None;
         }
-        let first = self.by_expiry.first();
         // With nothing in it, whatever comes in is the earliest.
-        self.earliest = first.map_or(Timestamp::MAX, |(expires_at, _)| *expires_at);
-        first
-            .filter(|(expires_at, _)| *expires_at <= now)
-            .map(|(_, key)| key.clone())
+        let first = self.by_due.first();
+        self.earliest = first.map_or(Timestamp::MAX, |(due, _)| *due);
+        if self.earliest > now {
+            return None;
+        }
+        self.by_due.pop_first().map(|(_, name)| name)
+    }
+
+    /// Where the oldest may be dropped: the record was this and is now that.
+    fn set_age(&mut self, name: &Arc<str>, was: Option<&Record>, is: Option<&Record>) {
+        let Some(by_age) = &mut self.by_age else {
+            return;
+        };
+        let completed = |record: &&Record| record.state == State::Completed;
+        if let Some(was) = was.filter(completed) {
+            by_age.remove(&(was.created_at, Arc::clone(name)));
+        }
+        if let Some(is) = is.filter(completed) {
+            by_age.insert((is.created_at, Arc::clone(name)));
+        }
     }
 
     fn oldest(&self) -> Option<(Timestamp, Arc<str>)> {
@@ -817,9 +874,159 @@ mod tests {
         assert!(room() <= SHARDS * 8, "{}", room());
         for shard in &store.0.shards {
             let shard = lock(shard);
-            assert!(shard.index.by_expiry.is_empty());
+            assert!(shard.index.by_due.is_empty());
             assert!(shard.index.by_age.as_ref().unwrap().is_empty());
         }
+    }
+
+    /// Each record is in each index once, where it belongs, and is due no later than it expires.
+    fn check(store: &MemoryStore) {
+        for shard in &store.0.shards {
+            let shard = lock(shard);
+            let by_age = shard.index.by_age.as_ref().unwrap();
+            let mut completed = 0;
+            for kept in &shard.records {
+                let (record, name) = (&kept.record, &kept.name);
+                assert!(kept.due <= record.expires_at);
+                assert!(shard.index.earliest <= kept.due);
+                assert!(shard.index.by_due.contains(&(kept.due, name.clone())));
+                if record.state == State::Completed {
+                    assert!(by_age.contains(&(record.created_at, name.clone())));
+                    completed += 1;
+                }
+            }
+            assert_eq!(shard.index.by_due.len(), shard.records.len());
+            assert_eq!(by_age.len(), completed);
+        }
+    }
+
+    /// S06, P9: a record that ends long after it was claimed is looked at before it expires, and
+    /// stays until it does; and one that is completed for a shorter time goes with that.
+    #[tokio::test(start_paused = true)]
+    async fn s06_p9_a_record_goes_when_it_expires_and_not_before() {
+        let store = MemoryStore::builder()
+            .when_full(WhenFull::DropOldestCompleted)
+            .build();
+        let nothing = Payload::not_replayable(200);
+        let minutes = |n: u64| Duration::from_secs(60 * n);
+        let advance = |n: u64| tokio::time::advance(minutes(n));
+        // Looks into every shard.
+        let tidy = async || {
+            for n in 0..10 * SHARDS {
+                store.get(&key(n)).await.unwrap();
+            }
+            check(&store);
+        };
+        let [long, short] = [key(1), key(2)];
+        let leases = [claim(&store, &long), claim(&store, &short)];
+        advance(20).await;
+        store
+            .renew(&long, &leases[0], minutes(1), minutes(60), None)
+            .await
+            .unwrap();
+        store
+            .complete(&long, &leases[0], &nothing, minutes(60))
+            .await
+            .unwrap();
+        store
+            .complete(&short, &leases[1], &nothing, minutes(10))
+            .await
+            .unwrap();
+        check(&store);
+        advance(10).await;
+        tidy().await;
+        assert_eq!(store.len(), 1, "the short one expired at 30 minutes");
+        advance(31).await;
+        tidy().await;
+        assert_eq!(
+            store.len(),
+            1,
+            "the long one was due at 60, and lives until 80"
+        );
+        assert!(store.get(&long).await.unwrap().is_some());
+        advance(19).await;
+        tidy().await;
+        assert!(store.is_empty());
+    }
+
+    /// S06, P9: room is made by what has expired, also behind more than a few that are due and live.
+    #[tokio::test(start_paused = true)]
+    async fn s06_p9_what_lives_does_not_hide_what_has_expired() {
+        let store = MemoryStore::builder()
+            .max_entries(40 * SHARDS)
+            .when_full(WhenFull::DropOldestCompleted)
+            .build();
+        let nothing = Payload::not_replayable(200);
+        let full = 40 * SHARDS;
+        let leases: Vec<_> = (0..full).map(|n| claim(&store, &key(n))).collect();
+        tokio::time::advance(Duration::from_secs(1800)).await;
+        // All are due after an hour; these live for half an hour more.
+        for (n, lease) in leases.iter().enumerate().skip(1) {
+            let ttl = Duration::from_secs(3600);
+            store.complete(&key(n), lease, &nothing, ttl).await.unwrap();
+        }
+        tokio::time::advance(Duration::from_secs(1831)).await;
+        claim(&store, &key(full));
+        check(&store);
+        assert_eq!((store.len(), store.evicted()), (full, 0));
+        assert!(
+            store.get(&key(0)).await.unwrap().is_none(),
+            "it has expired"
+        );
+    }
+
+    /// U10: whatever happens to records, and whenever, the indices hold each of them once.
+    #[tokio::test(start_paused = true)]
+    async fn u10_indices_hold_each_record_once() {
+        let store = MemoryStore::builder()
+            .max_entries(50)
+            .when_full(WhenFull::DropOldestCompleted)
+            .build();
+        let nothing = Payload::not_replayable(200);
+        let mut random = 7_u64;
+        let mut leases: HashMap<usize, Lease> = HashMap::new();
+        for _ in 0..20_000 {
+            // Of Knuth's, good enough to mix steps.
+            random = random
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1);
+            let mut draw = |of: u64| {
+                random = random.rotate_left(23).wrapping_mul(5);
+                (random >> 33) % of
+            };
+            let n = draw(80) as usize;
+            let (key, ttl) = (key(n), Duration::from_secs(1 + draw(300)));
+            let lease_for = Duration::from_secs(draw(60));
+            tokio::time::advance(Duration::from_millis(draw(3_000))).await;
+            let request = ClaimRequest {
+                fingerprint: Fingerprint::hasher("t").finish(),
+                owner: OwnerId::random(),
+                lease: lease_for,
+                ttl,
+                take_over: true,
+            };
+            if let Ok(Claim::Claimed(claimed)) = store.claim(&key, &request).await {
+                leases.insert(n, claimed.lease);
+            }
+            let Some(lease) = leases.get(&n) else {
+                continue;
+            };
+            // Some of these are refused; that is as well.
+            let _ = match draw(6) {
+                0 => store.complete(&key, lease, &nothing, ttl).await,
+                1 => store.fail(&key, lease, ttl).await,
+                2 => store.release(&key, lease, ttl).await,
+                3 => store.renew(&key, lease, lease_for, ttl, None).await,
+                4 => store.give_back(&key, lease, ttl).await,
+                _ => store.forget(&key).await.map(drop),
+            };
+            check(&store);
+        }
+        tokio::time::advance(Duration::from_secs(600)).await;
+        for n in 0..10 * SHARDS {
+            store.get(&self::key(n)).await.unwrap();
+        }
+        assert!(store.is_empty());
     }
 
     /// P9, U19: a record that is dropped early is told of, under its hash.
