@@ -285,8 +285,10 @@ fn push_escaped(text: &mut String, part: &str) {
         match is_unreserved(byte) {
             true => text.push(byte as char),
             false => {
+                const UPPER: &[u8; 16] = b"0123456789ABCDEF";
                 text.push('%');
-                push_digits(text, b"0123456789ABCDEF", byte);
+                text.push(UPPER[usize::from(byte >> 4)] as char);
+                text.push(UPPER[usize::from(byte & 15)] as char);
             }
         }
         if text.len() - start > LONGEST_PART {
@@ -305,15 +307,19 @@ fn is_unreserved(byte: u8) -> bool {
 
 /// Appends `bytes` in lower-case hex.
 pub(crate) fn push_hex(text: &mut String, bytes: &[u8]) {
-    for &byte in bytes {
-        push_digits(text, b"0123456789abcdef", byte);
+    // A digest's worth at a time: to push the digits one by one would check for room each time.
+    for part in bytes.chunks(32) {
+        let mut digits = [0; 64];
+        for (pair, byte) in digits.chunks_exact_mut(2).zip(part) {
+            pair[0] = LOWER[usize::from(byte >> 4)];
+            pair[1] = LOWER[usize::from(byte & 15)];
+        }
+        let digits = std::str::from_utf8(&digits[..2 * part.len()]);
+        text.push_str(digits.unwrap_or_default());
     }
 }
 
-fn push_digits(text: &mut String, digits: &[u8; 16], byte: u8) {
-    text.push(digits[usize::from(byte >> 4)] as char);
-    text.push(digits[usize::from(byte & 15)] as char);
-}
+const LOWER: &[u8; 16] = b"0123456789abcdef";
 
 pub(crate) fn short_hash(text: &str) -> String {
     let mut hex = String::with_capacity(16);

@@ -202,12 +202,16 @@ pub(crate) fn decode(payload: &Payload) -> Result<Answer, CorruptAnswer> {
     })
 }
 
+/// `Idempotent-Replayed`, and what layers further out and the server usually add.
+const ADDED: usize = 4;
+
 const CUT_OFF: CorruptAnswer = CorruptAnswer::Malformed("it is cut off");
 
 fn lines(rest: &mut Bytes) -> Result<HeaderMap, CorruptAnswer> {
     let count = usize::from(u16::from_be_bytes(take(rest)?));
-    // A wrong count reserves no more than this; a true one beyond it grows the map.
-    let mut headers = HeaderMap::with_capacity(count.min(64));
+    // A wrong count reserves no more than this; a true one beyond it grows the map. There is room
+    // for the lines that are added on the way out, or else the first of them would move all.
+    let mut headers = HeaderMap::with_capacity(count.min(64) + ADDED);
     for _ in 0..count {
         let name_len = usize::from(u16::from_be_bytes(take(rest)?));
         let value_len = u32::from_be_bytes(take(rest)?);

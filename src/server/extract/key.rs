@@ -142,7 +142,7 @@ impl KeySource {
     /// What the head of a request has of a key. Allocates nothing if there is none (P10).
     pub(crate) fn in_head(&self, parts: &Parts) -> InHead {
         match &self.0 {
-            Kind::Header { name, .. } if parts.headers.contains_key(name) => InHead::Header,
+            Kind::Header { .. } => InHead::Header,
             Kind::Parts(key) => match key(parts) {
                 Ok(None) => InHead::Nothing,
                 Ok(Some(key)) => InHead::Made(Ok(key)),
@@ -150,7 +150,7 @@ impl KeySource {
             },
             #[cfg(feature = "json")]
             Kind::Pointer(_) => InHead::Nothing,
-            Kind::Header { .. } | Kind::Derived | Kind::Body(_) => InHead::Nothing,
+            Kind::Derived | Kind::Body(_) => InHead::Nothing,
         }
     }
 
@@ -200,7 +200,7 @@ impl KeySource {
 /// What the head of a request has of a key.
 pub(crate) enum InHead {
     Nothing,
-    /// A header, which is not looked into yet.
+    /// A header, if it is there, which is not looked for yet.
     Header,
     Made(Result<IdempotencyKey, InvalidKey>),
 }
