@@ -71,7 +71,7 @@ async fn requests(waiters: u64) -> Duration {
                 .map(|answer| answer.extensions().get().copied())
         });
     }
-    settle().await;
+    settle(waiters).await;
 
     let start = Instant::now();
     gate.add_permits(1);
@@ -96,7 +96,7 @@ async fn tasks(waiters: u64) -> Duration {
         let mut receiver = receiver.clone();
         tasks.spawn(async move { receiver.changed().await });
     }
-    settle().await;
+    settle(waiters).await;
 
     let start = Instant::now();
     sender.send_replace(());
@@ -106,9 +106,9 @@ async fn tasks(waiters: u64) -> Duration {
     start.elapsed()
 }
 
-/// Lets every task run until it waits.
-async fn settle() {
-    for _ in 0..8 {
+/// Lets every task run until it waits. The runtime comes back to this one after some sixty others.
+async fn settle(tasks: u64) {
+    for _ in 0..tasks {
         yield_now().await;
     }
 }

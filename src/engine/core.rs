@@ -10,10 +10,12 @@ use crate::{
     store::{Store, StoreError},
 };
 
-/// What a request does that meets a running execution of its own key and payload.
+/// What a request, or a call of a function, does that meets a running execution of its own key and
+/// payload.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum OnConflict {
-    /// It is refused at once: 409 with `Retry-After` (I07). The default.
+    /// It is refused at once: a request with 409 and `Retry-After` (I07), a call with
+    /// [`RunError::InProgress`](crate::RunError::InProgress). The default.
     #[default]
     Reject,
     /// It waits up to this long for the answer, and is refused after that.

@@ -66,8 +66,8 @@ use crate::{
 /// # What a handler sees
 ///
 /// A handler that runs under a key has an [`Execution`](crate::Execution) among its request's
-/// extensions; with the feature `axum` it is an extractor. The body it gets is the client's, from memory, with its trailers; a request that is
-/// not covered keeps its own.
+/// extensions; with the feature `axum` it is an extractor. The body it gets is the client's, from
+/// memory, with its trailers; a request that is not covered keeps its own.
 ///
 /// # Cancellation
 ///
