@@ -1,0 +1,10 @@
+//! Real servers for tests and benchmarks: each test starts its own, on free ports and with data of
+//! its own, and may stop it, freeze it, start it again, or cut its connections.
+//!
+//! No target by itself: a test takes it in with `#[path = "../servers/mod.rs"] mod servers;`.
+//!
+//! A server that is not installed fails the test, with what to install. Nothing is skipped.
+#![allow(dead_code, reason = "each target uses a part")]
+
+pub mod process;
+pub mod proxy;

@@ -1,0 +1,123 @@
+//! One server process.
+
+use std::{
+    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    path::PathBuf,
+    process::{Child, Command},
+    thread,
+    time::{Duration, Instant},
+};
+
+/// Longer than any server takes to start or stop, also on a busy machine.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A process that is killed when this is dropped.
+#[derive(Debug)]
+pub struct Process(Child);
+
+impl Process {
+    /// # Panics
+    ///
+    /// If it cannot be started.
+    pub fn start(command: &mut Command) -> Self {
+        match command.spawn() {
+            Ok(child) => Self(child),
+            Err(error) => panic!("{command:?} does not start: {error}"),
+        }
+    }
+
+    pub fn id(&self) -> u32 {
+        self.0.id()
+    }
+
+    /// Sends a signal by its name: `STOP`, `CONT`, `TERM`, `INT`.
+    pub fn signal(&self, name: &str) {
+        let sent = Command::new("sh")
+            .args(["-c", &format!("kill -{name} {}", self.id())])
+            .status();
+        assert!(sent.expect("sh runs").success(), "no signal {name}");
+    }
+
+    /// Stops it where it is. It keeps its connections, and answers nothing.
+    pub fn freeze(&self) {
+        self.signal("STOP");
+    }
+
+    pub fn thaw(&self) {
+        self.signal("CONT");
+    }
+
+    /// Ends it as a crash does.
+    pub fn kill(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+
+    pub fn is_running(&mut self) -> bool {
+        matches!(self.0.try_wait(), Ok(None))
+    }
+
+    /// Waits until it has ended by itself.
+    pub fn ended(&mut self) {
+        wait_until("the process ends", || !self.is_running());
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// Where a program is: on the path, or in one of these folders (`*` stands for one name).
+///
+/// # Panics
+///
+/// If it is not installed: with the package to install.
+pub fn program(name: &str, package: &str, folders: &[&str]) -> PathBuf {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let on_path = std::env::split_paths(&path).collect::<Vec<_>>();
+    let elsewhere = folders.iter().flat_map(|folder| match folder.split_once('*') {
+        None => vec![PathBuf::from(folder)],
+        Some((before, after)) => {
+            let mut found: Vec<_> = std::fs::read_dir(before)
+                .into_iter()
+                .flatten()
+                .flatten()
+                .map(|entry| PathBuf::from(format!("{}{after}", entry.path().display())))
+                .collect();
+            found.sort();
+            found.reverse();
+            found
+        }
+    });
+    on_path
+        .into_iter()
+        .chain(elsewhere)
+        .map(|folder| folder.join(name))
+        .find(|file| file.is_file())
+        .unwrap_or_else(|| {
+            panic!("{name} is not installed: `apt-get install {package}`, or run scripts/test")
+        })
+}
+
+/// An address of this machine that nobody listens on.
+pub fn free_address() -> SocketAddr {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
+    listener.local_addr().expect("an address")
+}
+
+pub fn accepts(address: SocketAddr) -> bool {
+    TcpStream::connect_timeout(&address, Duration::from_secs(1)).is_ok()
+}
+
+/// # Panics
+///
+/// If it is not so within [`PATIENCE`].
+pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !condition() {
+        assert!(start.elapsed() < PATIENCE, "waited in vain until {what}");
+        thread::sleep(Duration::from_millis(5));
+    }
+}

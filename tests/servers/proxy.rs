@@ -1,0 +1,140 @@
+//! A proxy between a client and a server: counts the round trips, and cuts the connection.
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
+    },
+};
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{
+        TcpListener, TcpStream,
+        tcp::{OwnedReadHalf, OwnedWriteHalf},
+    },
+    sync::Notify,
+};
+
+/// Forwards every connection to a server, until it is dropped.
+#[derive(Debug)]
+pub struct Proxy {
+    address: SocketAddr,
+    shared: Arc<Shared>,
+    accepting: tokio::task::AbortHandle,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    cut: Notify,
+    refusing: AtomicBool,
+    connections: AtomicU64,
+    round_trips: AtomicU64,
+    to_server: AtomicU64,
+    to_client: AtomicU64,
+}
+
+impl Proxy {
+    pub async fn before(server: SocketAddr) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let shared = Arc::new(Shared::default());
+        let accepting = tokio::spawn(accept(listener, server, Arc::clone(&shared))).abort_handle();
+        Self {
+            address,
+            shared,
+            accepting,
+        }
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Closes every connection there is. New ones are accepted.
+    pub fn cut(&self) {
+        self.shared.cut.notify_waiters();
+    }
+
+    /// Whether new connections are closed at once.
+    pub fn refuse(&self, refuse: bool) {
+        self.shared.refusing.store(refuse, SeqCst);
+    }
+
+    /// How many connections there were so far.
+    pub fn connections(&self) -> u64 {
+        self.shared.connections.load(SeqCst)
+    }
+
+    /// How often the server spoke after the client had spoken, over all connections so far.
+    pub fn round_trips(&self) -> u64 {
+        self.shared.round_trips.load(SeqCst)
+    }
+
+    /// Bytes so far: to the server, and to the client.
+    pub fn bytes(&self) -> (u64, u64) {
+        let shared = &self.shared;
+        (
+            shared.to_server.load(SeqCst),
+            shared.to_client.load(SeqCst),
+        )
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.accepting.abort();
+        self.cut();
+    }
+}
+
+async fn accept(listener: TcpListener, server: SocketAddr, shared: Arc<Shared>) {
+    while let Ok((client, _)) = listener.accept().await {
+        if shared.refusing.load(SeqCst) {
+            continue;
+        }
+        shared.connections.fetch_add(1, SeqCst);
+        tokio::spawn(forward(client, server, Arc::clone(&shared)));
+    }
+}
+
+async fn forward(client: TcpStream, server: SocketAddr, shared: Arc<Shared>) {
+    // Registered before the first byte, so that no cut is missed.
+    let mut cut = std::pin::pin!(shared.cut.notified());
+    cut.as_mut().enable();
+    let Ok(server) = TcpStream::connect(server).await else {
+        return;
+    };
+    for stream in [&client, &server] {
+        let _ = stream.set_nodelay(true);
+    }
+    let (from_client, to_client) = client.into_split();
+    let (from_server, to_server) = server.into_split();
+    let asked = AtomicBool::new(false);
+    let there = copy(from_client, to_server, |bytes| {
+        asked.store(true, SeqCst);
+        shared.to_server.fetch_add(bytes, SeqCst);
+    });
+    let back = copy(from_server, to_client, |bytes| {
+        if asked.swap(false, SeqCst) {
+            shared.round_trips.fetch_add(1, SeqCst);
+        }
+        shared.to_client.fetch_add(bytes, SeqCst);
+    });
+    tokio::select! {
+        () = cut => {}
+        _ = futures::future::join(there, back) => {}
+    }
+}
+
+async fn copy(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut seen: impl FnMut(u64)) {
+    let mut buffer = vec![0; 64 * 1024];
+    while let Ok(read @ 1..) = from.read(&mut buffer).await {
+        seen(read as u64);
+        if to.write_all(&buffer[..read]).await.is_err() {
+            return;
+        }
+    }
+    let _ = to.shutdown().await;
+}
