@@ -81,7 +81,7 @@ mod telemetry;
 #[cfg_attr(docsrs, doc(cfg(feature = "testing")))]
 pub mod testing;
 
-pub use engine::{CheckpointError, Execution, OnConflict};
+pub use engine::{CheckpointError, CommitError, Execution, OnConflict, Transaction};
 pub use fingerprint::{Fingerprint, FingerprintHasher, InvalidFingerprint};
 pub use function::{Done, Function, Operation, RunError};
 pub use key::{IdempotencyKey, InvalidKey, StoreKey, StoreKeyParts};
@@ -92,8 +92,8 @@ pub use record::{
 #[cfg(feature = "axum")]
 pub use server::MissingExecution;
 pub use server::{
-    Fingerprinter, Idempotency, IdempotencyLayer, KeySource, Probed, Refusal, RequestBody,
-    ResponseBody, ResponseFuture, Scope, Takeover, verdict,
+    Committed, Fingerprinter, Idempotency, IdempotencyLayer, KeySource, Probed, Refusal,
+    RequestBody, ResponseBody, ResponseFuture, Scope, Takeover, verdict,
 };
 pub use store::{MemoryStore, Store, StoreError};
 pub use telemetry::{Outcome, Reason};

@@ -99,6 +99,9 @@ pub enum Reason {
     StoreUnavailable,
     /// A limit of this service is reached: of buffers or of records.
     Overloaded,
+    /// The handler ran and answered as if all were well, but had not committed the
+    /// [transaction](crate::Transaction) that it had begun: nothing of that was written.
+    NotCommitted,
 }
 
 impl Reason {
@@ -119,6 +122,7 @@ impl Reason {
             Self::Abandoned => "abandoned",
             Self::StoreUnavailable => "store-unavailable",
             Self::Overloaded => "overloaded",
+            Self::NotCommitted => "not-committed",
         }
     }
 }
@@ -130,8 +134,8 @@ impl fmt::Display for Reason {
 }
 
 pub(crate) use events::{
-    Span, claimed, detached_limit, not_encoded, not_given_back, outcome, store_error, superseded,
-    unreadable,
+    Span, claimed, detached_limit, not_committed, not_encoded, not_given_back, outcome,
+    store_error, superseded, unreadable,
 };
 
 #[cfg(feature = "tracing")]
@@ -203,6 +207,16 @@ mod events {
         );
     }
 
+    pub(crate) fn not_committed(key: &StoreKey) {
+        event!(
+            target: TARGET,
+            Level::ERROR,
+            key = key.log_id(),
+            "the handler has not committed its transaction: its answer is not sent, and its key \
+             counts as failed"
+        );
+    }
+
     pub(crate) fn superseded(key: &StoreKey) {
         event!(
             target: TARGET,
@@ -267,6 +281,7 @@ mod events {
     pub(crate) fn store_error(_: &StoreKey, _: &'static str, _: &StoreError) {}
     pub(crate) fn unreadable(_: &StoreKey, _: &(dyn std::error::Error + 'static)) {}
     pub(crate) fn not_encoded(_: &StoreKey, _: &(dyn std::error::Error + 'static)) {}
+    pub(crate) fn not_committed(_: &StoreKey) {}
     pub(crate) fn superseded(_: &StoreKey) {}
     pub(crate) fn not_given_back(_: &StoreKey) {}
     pub(crate) fn detached_limit() {}

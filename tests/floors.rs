@@ -21,6 +21,7 @@ const FLOORS: &[&[&str]] = &[
     &["record"],
     &["machine"],
     &["store/contract"],
+    &["store/transaction"],
     &["telemetry"],
     &["store/memory", "engine", "testing/store"],
     &["server", "function"],

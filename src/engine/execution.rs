@@ -1,10 +1,11 @@
 //! The handler's view of its own execution.
 
 use std::{
+    any::Any,
     error::Error,
     fmt,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -15,7 +16,7 @@ use sha2::{Digest, Sha256};
 use tokio::sync::Notify;
 
 use crate::{
-    engine::core::Engine,
+    engine::{core::Engine, transaction::Fate},
     key::{StoreKey, push_hex},
     record::{Claimed, Entry, FencingToken, Lease},
     store::StoreError,
@@ -58,7 +59,14 @@ struct Inner {
     checkpoint: Mutex<Option<Bytes>>,
     superseded: AtomicBool,
     supersession: Notify,
+    /// What became of the transactions of this execution; boxed, since most have none.
+    fate: Mutex<Option<Box<Fate>>>,
+    /// What knows how an answer of this execution is recorded.
+    front: OnceLock<Front>,
 }
+
+/// Of the server layer or of an operation, which alone look into it.
+pub(crate) type Front = Arc<dyn Any + Send + Sync>;
 
 impl Execution {
     pub(super) fn new(engine: Engine, key: StoreKey, claimed: Claimed) -> Self {
@@ -70,7 +78,23 @@ impl Execution {
             checkpoint: Mutex::new(claimed.checkpoint),
             superseded: AtomicBool::new(false),
             supersession: Notify::new(),
+            fate: Mutex::new(None),
+            front: OnceLock::new(),
         }))
+    }
+
+    /// Says who knows how an answer is recorded. Once: the first one counts.
+    pub(crate) fn answered_by(&self, front: Front) {
+        let _ = self.0.front.set(front);
+    }
+
+    pub(crate) fn front(&self) -> Option<&Front> {
+        self.0.front.get()
+    }
+
+    pub(super) fn fate(&self) -> MutexGuard<'_, Option<Box<Fate>>> {
+        let fate = self.0.fate.lock();
+        fate.unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn engine(&self) -> &Engine {

@@ -23,6 +23,7 @@ use crate::{
         core::{Engine, deadline},
         execution::Execution,
         gauge::Permit,
+        transaction::Answer,
         within::within,
         work::Counted,
     },
@@ -49,7 +50,6 @@ pub(crate) enum Ending {
 }
 
 /// What became of the record.
-#[derive(Debug)]
 pub(crate) enum Ended {
     /// It says how the work ended.
     Recorded,
@@ -60,6 +60,8 @@ pub(crate) enum Ended {
     Unrecorded,
     /// Another execution had taken the key over; where that one is completed, this is its answer.
     Superseded(Option<Payload>),
+    /// The handler's transaction had been committed, though nobody heard of it: this is its answer.
+    Committed(Answer),
 }
 
 /// A claimed key. Dropped without [`end`](Self::end), it is abandoned: the lease is renewed no
@@ -123,7 +125,7 @@ impl Running {
     pub(crate) fn settled(&self, ending: Ending) -> Ending {
         let alone = self.execution.attempt() == 1 && self.execution.checkpoint().is_none();
         match ending {
-            Ending::Rejected if !alone => Ending::Failed,
+            Ending::Rejected if !alone || self.execution.is_committing() => Ending::Failed,
             ending => ending,
         }
     }
@@ -217,8 +219,15 @@ impl Running {
                 return Some(Ended::Recorded);
             }
             Err(StoreError::Superseded) => {
+                let recorded = self.recorded_by_another().await;
+                let own = recorded
+                    .as_ref()
+                    .and_then(|it| self.execution.was_committed(it));
+                if let Some(answer) = own {
+                    return Some(Ended::Committed(answer));
+                }
                 self.execution.supersede();
-                return Some(Ended::Superseded(self.recorded_by_another().await));
+                return Some(Ended::Superseded(recorded));
             }
             Err(error) => error,
         };
@@ -302,6 +311,8 @@ async fn keep_renewing(execution: Execution, first: First) {
         pause = match execution.renew(None, limit).await {
             Ok(()) => regular,
             Err(StoreError::Superseded) => return,
+            // The record is in the hands of the handler's transaction.
+            Err(_) if execution.is_committing() => regular,
             // The store lost the record. The answer will make it anew.
             Err(StoreError::Gone) if gone => regular,
             Err(error) => {

@@ -39,6 +39,10 @@ pub enum RunError<E> {
     /// another execution took its key over, and there is no value of that one to give, or not yet.
     /// This one's is not given, since everyone is to get the same. Call again.
     Superseded,
+    /// The work ran in this call and succeeded, but had not committed the
+    /// [transaction](crate::Transaction) that it had begun: nothing of that was written, and its
+    /// value is not given. The key counts as failed.
+    NotCommitted,
     /// The store could not be asked, cannot read its record, or is full. Nothing ran.
     Store(StoreError),
     /// The key is not one. The store was not asked.
@@ -69,6 +73,7 @@ impl<E> RunError<E> {
             | Self::NotReplayable
             | Self::Unreadable(_)
             | Self::Abandoned
+            | Self::NotCommitted
             | Self::InvalidKey(_)
             | Self::InvalidInput(_) => false,
         }
@@ -78,7 +83,7 @@ impl<E> RunError<E> {
     /// the same key.
     #[must_use]
     pub fn work_ran(&self) -> bool {
-        matches!(self, Self::Work(_) | Self::Superseded)
+        matches!(self, Self::Work(_) | Self::Superseded | Self::NotCommitted)
     }
 
     /// The work's own error, or else this one as an error of the same type: for `?`, where `E` is a
@@ -120,6 +125,7 @@ impl<E> RunError<E> {
             Self::Unreadable(error) => RunError::Unreadable(error),
             Self::Abandoned => RunError::Abandoned,
             Self::Superseded => RunError::Superseded,
+            Self::NotCommitted => RunError::NotCommitted,
             Self::Store(error) => RunError::Store(error),
             Self::InvalidKey(error) => RunError::InvalidKey(error),
             Self::InvalidInput(error) => RunError::InvalidInput(error),
@@ -140,6 +146,7 @@ impl<E> fmt::Display for RunError<E> {
             Self::Unreadable(_) => "the work is done, and its recorded result cannot be read",
             Self::Abandoned => "an earlier execution went silent, and its key is not taken over",
             Self::Superseded => "another execution took the key over while the work ran",
+            Self::NotCommitted => "the work did not commit its transaction",
             Self::Store(_) => "the work did not run, since the store failed",
             Self::InvalidKey(_) => "the key is invalid",
             Self::InvalidInput(_) => "the input cannot be compared",
@@ -160,7 +167,8 @@ impl<E: Error + 'static> Error for RunError<E> {
             | Self::OtherAlgorithm
             | Self::NotReplayable
             | Self::Abandoned
-            | Self::Superseded => None,
+            | Self::Superseded
+            | Self::NotCommitted => None,
         }
     }
 }

@@ -165,6 +165,7 @@
 
 mod call;
 mod codec;
+mod commit;
 mod done;
 mod error;
 mod operation;

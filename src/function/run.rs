@@ -4,6 +4,7 @@ use std::{panic::resume_unwind, sync::Arc};
 
 use super::{
     codec::{self, Codec},
+    commit,
     done::Done,
     error::{Effect, RunError},
     operation::Operation,
@@ -25,7 +26,7 @@ pub(super) struct Run<C> {
 }
 
 impl<C> Run<C> {
-    pub(super) async fn run<T, E, W, J, Fut>(
+    pub(super) async fn run<T: 'static, E, W, J, Fut>(
         self,
         work: W,
         judge: J,
@@ -68,7 +69,7 @@ impl<C> Run<C> {
     }
 
     /// Runs the work under its claim, and records how it ended.
-    async fn execute<T, E, W, J, Fut>(
+    async fn execute<T: 'static, E, W, J, Fut>(
         &self,
         mut running: Running,
         work: W,
@@ -81,6 +82,7 @@ impl<C> Run<C> {
         Fut: Future<Output = Result<T, E>>,
     {
         let execution = running.execution().clone();
+        execution.answered_by(commit::front::<T, C>(&self.operation));
         let ended = running.watch(async {
             match work(execution).await {
                 Ok(value) => (Ending::Completed(self.encode(&value)), Ok(value)),
@@ -90,8 +92,15 @@ impl<C> Run<C> {
                 },
             }
         });
-        let (ending, answer) = match ended.await {
-            Ok(ended) => ended,
+        let ended = ended.await;
+        if let Some(committed) = running.committed() {
+            return self.committed(&committed.payload);
+        }
+        let (ending, answer) = match ended {
+            Ok((ending, _)) if running.forgot_to_commit(&ending) => {
+                (Ending::Failed, Err(RunError::NotCommitted))
+            }
+            Ok((ending, answer)) => (ending, answer.map_err(RunError::Work)),
             Err(panic) => {
                 self.tell(Outcome::Failed);
                 running.end(Ending::Failed).await;
@@ -115,6 +124,7 @@ impl<C> Run<C> {
                 }
                 Outcome::Superseded
             }
+            Ended::Committed(committed) => return self.committed(&committed.payload),
         };
         match answer {
             // Given, this value could differ from the one that is or will be recorded.
@@ -125,9 +135,19 @@ impl<C> Run<C> {
             Ok(value) => Ok(self.done(value, outcome)),
             Err(error) => {
                 self.tell(outcome);
-                Err(RunError::Work(error))
+                Err(error)
             }
         }
+    }
+
+    /// Whatever came after the commit: this is what a later call gets, too.
+    fn committed<T, E>(&self, payload: &Payload) -> Result<Done<T>, RunError<E>>
+    where
+        C: Codec<T>,
+    {
+        let value = self.read(payload).map_err(RunError::Unreadable);
+        self.tell(Outcome::Completed);
+        value.map(|value| Done::new(value, Outcome::Completed))
     }
 
     fn encode<T>(&self, value: &T) -> Payload

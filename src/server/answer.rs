@@ -36,17 +36,7 @@ where
             let body = ResponseBody::untouched(body);
             return (ending, Ok(Response::from_parts(parts, body)));
         }
-        // An answer that has no body by its nature may have a length all the same, or may not: a
-        // replay is to have one only if the first answer had (U22). One that says how it is
-        // transferred (a proxy's, copied from the server behind it) must not have a length beside
-        // that: servers refuse to send both.
-        let framed = parts.headers.contains_key(TRANSFER_ENCODING);
-        let bodiless = head
-            || matches!(
-                parts.status,
-                StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED
-            );
-        let exact = !(bodiless || framed) || body.size_hint().exact().is_some();
+        let exact = is_exact(head, &parts, &body);
         let (limit, timeout) = (config.response_limit, config.response_timeout);
         let collected = body::collect(body, limit, timeout, config.engine.work().bytes());
         let (ending, body) = match collected.await {
@@ -111,8 +101,24 @@ fn bare(parts: &response::Parts) -> Payload {
     Payload::not_replayable(parts.status.as_u16())
 }
 
+/// Whether a replay states its length.
+///
+/// An answer that has no body by its nature may have a length all the same, or may not: a replay is
+/// to have one only if the first answer had (U22). One that says how it is transferred (a proxy's,
+/// copied from the server behind it) must not have a length beside that: servers refuse to send
+/// both.
+pub(super) fn is_exact(head: bool, parts: &response::Parts, body: &impl Body) -> bool {
+    let framed = parts.headers.contains_key(TRANSFER_ENCODING);
+    let bodiless = head
+        || matches!(
+            parts.status,
+            StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED
+        );
+    !(bodiless || framed) || body.size_hint().exact().is_some()
+}
+
 /// An answer that has no end to wait for: server-sent events, or an upgrade.
-fn is_stream(parts: &response::Parts) -> bool {
+pub(super) fn is_stream(parts: &response::Parts) -> bool {
     let events = |value: &HeaderValue| {
         let media_type = value.as_bytes().split(|&b| b == b';').next();
         media_type

@@ -245,6 +245,7 @@ impl<Svc: Clone> Covered<Svc> {
             let execution = running.execution().clone();
             let (ending, answer) = match running.watch(self.prepare(&execution)).await {
                 Ok(Ok(())) => {
+                    execution.answered_by(self.config.clone());
                     self.head.extensions.insert(execution.clone());
                     let work = running.watch(async {
                         let request = self.request(body);
@@ -254,7 +255,19 @@ impl<Svc: Clone> Covered<Svc> {
                         };
                         answered(&self.config, head_only, parts, body).await
                     });
-                    match work.await {
+                    let ended = work.await;
+                    if let Some(answer) = running.committed() {
+                        // Whatever came after the commit: this is what a retry gets, too.
+                        self.inner.not_called();
+                        return Ok(self.config.committed(execution.store_key(), answer));
+                    }
+                    match ended {
+                        Ok((ending, _)) if running.forgot_to_commit(&ending) => {
+                            let config = &self.config;
+                            let reason = Reason::NotCommitted;
+                            let refusal = config.refusal(reason, Some(execution.key()));
+                            (Ending::Failed, Ok(config.refused(&refusal)))
+                        }
                         Ok(ended) => ended,
                         Err(panic) => {
                             telemetry::outcome(Some(execution.store_key()), Outcome::Failed);
@@ -287,6 +300,7 @@ impl<Svc: Clone> Covered<Svc> {
                 Ended::NotReplayable => Outcome::NotReplayable,
                 Ended::Unrecorded => Outcome::Unrecorded,
                 Ended::Superseded(Some(payload)) => return Ok(config.replay(store_key, &payload)),
+                Ended::Committed(answer) => return Ok(config.committed(store_key, answer)),
                 // Sent, this answer could differ from the one that will be recorded.
                 Ended::Superseded(None) if completed => {
                     let refusal = config.refusal(Reason::InProgress, Some(execution.key()));

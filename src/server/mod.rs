@@ -5,7 +5,8 @@
 //! engine, the handler and `answer` (what is recorded, what is sent). `future` is what the caller
 //! polls meanwhile. What they use: `extract` (key, caller, fingerprint), `body` (buffers and
 //! limits), `codec` (the recorded form of an answer), `problem` (refusals), `verdict` (what an
-//! answer means), `takeover` (what to do after a crash). `axum` is the extractor of [`Execution`].
+//! answer means), `takeover` (what to do after a crash), `commit`
+//! (an answer that is recorded in the handler's own transaction). `axum` is the extractor of [`Execution`].
 //!
 //! [`Execution`]: crate::Execution
 
@@ -15,6 +16,7 @@ mod answer;
 mod axum;
 mod body;
 mod codec;
+mod commit;
 mod config;
 mod covered;
 mod extract;
@@ -28,6 +30,7 @@ pub mod verdict;
 #[cfg(feature = "axum")]
 pub use self::axum::MissingExecution;
 pub use body::{RequestBody, ResponseBody};
+pub use commit::Committed;
 pub use extract::{Fingerprinter, KeySource, Scope};
 pub use future::ResponseFuture;
 pub use layer::IdempotencyLayer;

@@ -228,6 +228,12 @@ fn about(reason: Reason) -> About {
             true,
             "The service is overloaded",
         ),
+        // A retry runs the handler again, which is the same program.
+        Reason::NotCommitted => (
+            StatusCode::INTERNAL_SERVER_ERROR,
+            false,
+            "The request was not completed",
+        ),
     };
     About {
         status,
@@ -269,6 +275,9 @@ fn default_detail(reason: Reason, key: Option<&IdempotencyKey>) -> Cow<'static, 
             return "Nothing was done, since a limit of this service is reached. Retry with the same \
                     key."
                 .into();
+        }
+        Reason::NotCommitted => {
+            return "What was to be written was not committed. Retry with the same key.".into();
         }
         Reason::InProgress => {
             "belongs to a request that is being processed. Retry with the same key to get its answer."

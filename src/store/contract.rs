@@ -1,6 +1,6 @@
 //! The [`Store`] trait: what a store must do, and how it fails.
 
-use std::{error::Error, fmt, sync::Arc, time::Duration};
+use std::{any::Any, error::Error, fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -54,7 +54,8 @@ use crate::{
 /// # Wrapping
 ///
 /// `Arc<T>`, `Box<T>`, `Arc<dyn Store>` and `Box<dyn Store>` are stores. A wrapper of your own
-/// should forward [`wait`](Self::wait) too: its default body works for every store, but by polling.
+/// should forward [`wait`](Self::wait) too: its default body works for every store, but by polling;
+/// and [`transactional`](Self::transactional), whose default body says no.
 ///
 /// [sup]: StoreError::Superseded
 /// [gone]: StoreError::Gone
@@ -136,6 +137,14 @@ pub trait Store: Send + Sync + 'static {
             tokio::time::sleep(jittered(pause)).await;
             pause = (pause * 2).min(Duration::from_secs(1));
         }
+    }
+
+    /// The store that keeps the records, where a transaction of its database can reach them:
+    /// what [`DatabaseTransaction::Store`](super::DatabaseTransaction::Store) is asked for (P7).
+    ///
+    /// `None` by default. A SQL store answers `Some(self)`; a wrapper asks the store inside.
+    fn transactional(&self) -> Option<&(dyn Any + Send + Sync)> {
+        None
     }
 }
 
@@ -309,6 +318,10 @@ macro_rules! forward {
                 token: FencingToken,
             ) -> Result<Option<Snapshot>, StoreError> {
                 (**self).wait(key, token).await
+            }
+
+            fn transactional(&self) -> Option<&(dyn Any + Send + Sync)> {
+                (**self).transactional()
             }
         }
     )*};
