@@ -182,7 +182,10 @@ async fn commit<T: DatabaseTransaction>(
                 CommitError::Superseded
             }
             StoreError::Gone => CommitError::Gone,
-            error => CommitError::Store(error),
+            error => {
+                telemetry::store_error(key, "complete", &error);
+                CommitError::Store(error)
+            }
         });
     }
 
@@ -217,7 +220,10 @@ async fn commit<T: DatabaseTransaction>(
             *fate = None;
             Err(CommitError::Refused(source))
         }
-        (Err(error), None) => Err(CommitError::Unknown(error)),
+        (Err(error), None) => {
+            telemetry::store_error(key, "commit", &error);
+            Err(CommitError::Unknown(error))
+        }
     }
 }
 

@@ -16,4 +16,5 @@ mod outcomes;
 mod records;
 mod support;
 mod takeover;
+mod transactions;
 mod wrapped;

@@ -10,4 +10,5 @@ mod states;
 mod streams;
 mod support;
 mod takeover;
+mod transactions;
 mod waiting;

@@ -2,8 +2,10 @@
 //! request body and a handler that yield, and short ways to make requests and read answers.
 
 use std::{
+    any::Any,
     collections::VecDeque,
     convert::Infallible,
+    error::Error,
     future::Future,
     pin::Pin,
     sync::{
@@ -22,7 +24,8 @@ use http_body_util::{BodyExt, Full};
 use tokio::sync::Notify;
 use tower_idempotency::{
     Claim, ClaimRequest, FencingToken, IdempotencyLayer, Lease, MemoryStore, Payload, RequestBody,
-    Scope, Snapshot, Store, StoreError, StoreKey,
+    Scope, Snapshot, State, Store, StoreError, StoreKey,
+    store::{DatabaseTransaction, NotCommitted},
 };
 
 /// One operation of a store.
@@ -37,6 +40,10 @@ pub(crate) enum Op {
     Get,
     Forget,
     Wait,
+    /// Completes the record in a transaction.
+    CompleteIn,
+    Commit,
+    Rollback,
 }
 
 /// What happens to one call.
@@ -73,6 +80,7 @@ struct Script {
     /// Each call yields before it takes effect, and after.
     yields: bool,
     gate: Notify,
+    rows: Mutex<Vec<String>>,
 }
 
 impl Scripted {
@@ -122,6 +130,20 @@ impl Scripted {
 
     pub(crate) fn calls(&self) -> Vec<Op> {
         self.0.calls.lock().unwrap().clone()
+    }
+
+    /// What was committed by a handler.
+    pub(crate) fn rows(&self) -> Vec<String> {
+        self.0.rows.lock().unwrap().clone()
+    }
+
+    /// Begins a transaction.
+    pub(crate) fn begin(&self) -> ScriptedTransaction {
+        ScriptedTransaction {
+            store: self.clone(),
+            rows: Vec::new(),
+            record: None,
+        }
     }
 
     fn fault(&self, op: Op) -> Option<Fault> {
@@ -238,6 +260,78 @@ impl Store for Scripted {
     ) -> Result<Option<Snapshot>, StoreError> {
         self.run(Op::Wait, self.0.store.wait(key, token)).await
     }
+
+    fn transactional(&self) -> Option<&(dyn Any + Send + Sync)> {
+        Some(self)
+    }
+}
+
+/// A transaction of a scripted store: the rows of the handler, and the record. A fault of
+/// [`Op::Commit`] that is `Full` is one where the database says no.
+pub(crate) struct ScriptedTransaction {
+    store: Scripted,
+    rows: Vec<String>,
+    record: Option<(StoreKey, Lease, Payload, Duration)>,
+}
+
+impl DatabaseTransaction for ScriptedTransaction {
+    type Store = Scripted;
+    type Connection = Vec<String>;
+
+    fn connection(&mut self) -> &mut Vec<String> {
+        &mut self.rows
+    }
+
+    fn connection_ref(&self) -> &Vec<String> {
+        &self.rows
+    }
+
+    async fn complete(
+        &mut self,
+        store: &Scripted,
+        key: &StoreKey,
+        lease: &Lease,
+        payload: &Payload,
+        ttl: Duration,
+    ) -> Result<(), StoreError> {
+        let completed = async {
+            let found = store.0.store.get(key).await?.map(|found| found.record);
+            match found {
+                Some(record) if record.owner != lease.owner => Err(StoreError::Superseded),
+                Some(record) if record.state == State::InProgress => Ok(()),
+                _ => Err(StoreError::Gone),
+            }
+        };
+        store.run(Op::CompleteIn, completed).await?;
+        self.record = Some((key.clone(), *lease, payload.clone(), ttl));
+        Ok(())
+    }
+
+    async fn commit(self) -> Result<(), NotCommitted> {
+        let Self {
+            store,
+            rows,
+            record,
+        } = self;
+        let committed = async {
+            if let Some((key, lease, payload, ttl)) = record {
+                let records = &store.0.store;
+                records.complete(&key, &lease, &payload, ttl).await?;
+            }
+            store.0.rows.lock().unwrap().extend(rows);
+            Ok(())
+        };
+        let committed = store.run(Op::Commit, committed).await;
+        committed.map_err(|error| NotCommitted {
+            certain: matches!(error, StoreError::Full { .. }),
+            source: error.into(),
+        })
+    }
+
+    async fn rollback(self) -> Result<(), Box<dyn Error + Send + Sync>> {
+        let rolled_back = self.store.run(Op::Rollback, async { Ok(()) });
+        Ok(rolled_back.await?)
+    }
 }
 
 /// Pending once.
@@ -269,7 +363,7 @@ impl std::fmt::Display for Broken {
     }
 }
 
-impl std::error::Error for Broken {}
+impl Error for Broken {}
 
 impl YieldingBody {
     pub(crate) fn new<'a>(frames: impl IntoIterator<Item = &'a str>) -> Self {
