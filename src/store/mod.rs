@@ -2,6 +2,8 @@
 
 mod contract;
 mod memory;
+#[cfg(feature = "redis")]
+mod redis;
 #[cfg(any(feature = "redis", feature = "postgres"))]
 #[cfg_attr(
     not(test),
@@ -11,5 +13,8 @@ mod wakes;
 
 pub(crate) use contract::jittered;
 
+#[cfg(feature = "redis")]
+#[cfg_attr(docsrs, doc(cfg(feature = "redis")))]
+pub use self::redis::RedisStore;
 pub use contract::{Store, StoreError};
 pub use memory::{MemoryStore, MemoryStoreBuilder, WhenFull};
