@@ -3,7 +3,7 @@
 use std::{
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Child, ChildStdout, Command, Stdio},
     thread,
     time::{Duration, Instant},
 };
@@ -59,6 +59,15 @@ impl Process {
 
     pub fn id(&self) -> u32 {
         self.child.id()
+    }
+
+    /// What it prints, where the command pipes that.
+    ///
+    /// # Panics
+    ///
+    /// If it does not, or it was taken before.
+    pub fn stdout(&mut self) -> ChildStdout {
+        self.child.stdout.take().expect("a piped output")
     }
 
     /// Sends a signal by its name: `STOP`, `CONT`, `TERM`, `INT`.
@@ -119,20 +128,22 @@ impl Drop for Process {
 pub fn program(name: &str, package: &str, folders: &[&str]) -> PathBuf {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let on_path = std::env::split_paths(&path).collect::<Vec<_>>();
-    let elsewhere = folders.iter().flat_map(|folder| match folder.split_once('*') {
-        None => vec![PathBuf::from(folder)],
-        Some((before, after)) => {
-            let mut found: Vec<_> = std::fs::read_dir(before)
-                .into_iter()
-                .flatten()
-                .flatten()
-                .map(|entry| PathBuf::from(format!("{}{after}", entry.path().display())))
-                .collect();
-            found.sort();
-            found.reverse();
-            found
-        }
-    });
+    let elsewhere = folders
+        .iter()
+        .flat_map(|folder| match folder.split_once('*') {
+            None => vec![PathBuf::from(folder)],
+            Some((before, after)) => {
+                let mut found: Vec<_> = std::fs::read_dir(before)
+                    .into_iter()
+                    .flatten()
+                    .flatten()
+                    .map(|entry| PathBuf::from(format!("{}{after}", entry.path().display())))
+                    .collect();
+                found.sort();
+                found.reverse();
+                found
+            }
+        });
     on_path
         .into_iter()
         .chain(elsewhere)
