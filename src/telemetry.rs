@@ -133,10 +133,16 @@ impl fmt::Display for Reason {
     }
 }
 
+#[cfg(feature = "redis")]
+pub(crate) use events::evicting;
 pub(crate) use events::{
     Span, claimed, detached_limit, not_committed, not_encoded, not_given_back, outcome,
     store_error, superseded, unreadable,
 };
+
+/// Whether anybody can hear of what is told here.
+#[cfg(feature = "redis")]
+pub(crate) const EVENTS: bool = cfg!(feature = "tracing");
 
 #[cfg(feature = "tracing")]
 mod events {
@@ -244,6 +250,18 @@ mod events {
         );
     }
 
+    #[cfg(feature = "redis")]
+    pub(crate) fn evicting(store: &'static str, policy: &str) {
+        event!(
+            target: TARGET,
+            Level::WARN,
+            store,
+            policy,
+            "the server may drop records before their time when its memory is full: set its \
+             maxmemory-policy to noeviction"
+        );
+    }
+
     mod span {
         use std::future::Future;
 
@@ -285,6 +303,8 @@ mod events {
     pub(crate) fn superseded(_: &StoreKey) {}
     pub(crate) fn not_given_back(_: &StoreKey) {}
     pub(crate) fn detached_limit() {}
+    #[cfg(feature = "redis")]
+    pub(crate) fn evicting(_: &'static str, _: &str) {}
 
     #[derive(Clone, Debug)]
     pub(crate) struct Span;

@@ -22,7 +22,7 @@ const FLOORS: &[&[&str]] = &[
     &["machine"],
     &["store/contract"],
     &["store/transaction"],
-    &["telemetry"],
+    &["telemetry", "store/wakes"],
     &["store/memory", "engine", "testing/store"],
     &["server", "function"],
 ];

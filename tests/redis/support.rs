@@ -1,0 +1,120 @@
+//! What the tests of `RedisStore` share.
+
+use std::{
+    future::ready,
+    sync::{
+        OnceLock,
+        atomic::{AtomicU32, Ordering::SeqCst},
+    },
+    time::Duration,
+};
+
+use redis::{
+    Client,
+    aio::{ConnectionLike, ConnectionManager, ConnectionManagerConfig, MultiplexedConnection},
+};
+use tower_idempotency::{
+    Claim, ClaimRequest, Claimed, Entry, Fingerprint, Lease, OwnerId, Payload, RedisStore, Store,
+    StoreError, StoreKey, testing::store::Fixture,
+};
+
+use crate::servers::redis::{RedisServer, connection};
+
+pub(crate) const LEASE: Duration = Duration::from_secs(60);
+pub(crate) const TTL: Duration = Duration::from_secs(3600);
+
+/// A client of a database that nobody else uses, on the server that all tests share.
+pub(crate) fn client() -> Client {
+    static SERVER: OnceLock<RedisServer> = OnceLock::new();
+    static DATABASE: AtomicU32 = AtomicU32::new(0);
+    let server = SERVER.get_or_init(|| RedisServer::for_all(&["--databases", "5000"]));
+    let database = DATABASE.fetch_add(1, SeqCst);
+    Client::open(format!("{}/{database}", server.url())).unwrap()
+}
+
+pub(crate) async fn store() -> RedisStore<MultiplexedConnection> {
+    RedisStore::new(connection(&client()).await)
+}
+
+/// A connection that opens itself again.
+pub(crate) async fn managed(client: &Client) -> ConnectionManager {
+    let patience = ConnectionManagerConfig::new()
+        .set_connection_timeout(Some(Duration::from_secs(20)))
+        .set_response_timeout(Some(Duration::from_secs(20)));
+    ConnectionManager::new_with_config(client.clone(), patience)
+        .await
+        .unwrap()
+}
+
+pub(crate) fn fixture<C, S>(store: RedisStore<C>, wrap: impl Fn(RedisStore<C>) -> S) -> Fixture<S>
+where
+    C: ConnectionLike + Clone + Send + Sync + 'static,
+    S: Store,
+{
+    let clock = store.clone();
+    Fixture::new(wrap(store), move |by| {
+        clock.advance_clock(by);
+        ready(())
+    })
+}
+
+pub(crate) fn key(name: &str) -> StoreKey {
+    StoreKey::new("idem", "caller", "endpoint", name)
+}
+
+pub(crate) fn request() -> ClaimRequest {
+    ClaimRequest {
+        fingerprint: Fingerprint::hasher("test/1").finish(),
+        owner: OwnerId::random(),
+        lease: LEASE,
+        ttl: TTL,
+        take_over: true,
+    }
+}
+
+pub(crate) fn answer() -> Payload {
+    Payload::new(201, "paid".into())
+}
+
+pub(crate) fn granted(claim: Result<Claim, StoreError>) -> Claimed {
+    match claim {
+        Ok(Claim::Claimed(claimed)) => claimed,
+        other => panic!("the claim should be granted: {other:?}"),
+    }
+}
+
+pub(crate) async fn claim(store: &impl Store, key: &StoreKey) -> Lease {
+    let claimed = granted(store.claim(key, &request()).await);
+    assert_eq!(claimed.entry, Entry::First);
+    claimed.lease
+}
+
+pub(crate) async fn completed(store: &impl Store, key: &StoreKey) -> Lease {
+    let lease = claim(store, key).await;
+    store.complete(key, &lease, &answer(), TTL).await.unwrap();
+    lease
+}
+
+/// # Panics
+///
+/// If it is anything but unavailable, or its source tells a secret.
+pub(crate) fn unavailable<T: std::fmt::Debug>(result: Result<T, StoreError>) -> String {
+    match result {
+        Err(StoreError::Unavailable { source, .. }) => source.to_string(),
+        other => panic!("the store should be unavailable: {other:?}"),
+    }
+}
+
+pub(crate) fn corrupt<T: std::fmt::Debug>(result: Result<T, StoreError>) -> String {
+    match result {
+        Err(StoreError::Corrupt { source, .. }) => source.to_string(),
+        other => panic!("the record should be corrupt: {other:?}"),
+    }
+}
+
+/// Long enough for a busy machine; a test that takes longer has failed.
+pub(crate) async fn soon<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(Duration::from_secs(30), future)
+        .await
+        .expect("it takes too long")
+}

@@ -1,0 +1,285 @@
+//! Redis: one server, a cluster, and a primary with a replica.
+
+use std::{
+    fs::File,
+    net::SocketAddr,
+    path::PathBuf,
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use redis::{Client, RedisResult, Value, aio::MultiplexedConnection, cmd};
+use tempfile::TempDir;
+
+use super::process::{Process, free_address, program, wait_until};
+
+/// One server, with data of its own.
+#[derive(Debug)]
+pub struct RedisServer {
+    process: Process,
+    address: SocketAddr,
+    options: Vec<String>,
+    folder: PathBuf,
+    /// Removes the folder; none where the value lives as long as this process.
+    _folder: Option<TempDir>,
+}
+
+impl RedisServer {
+    /// Without persistence, unless the options say otherwise: `["--appendonly", "yes"]`.
+    ///
+    /// # Panics
+    ///
+    /// If it does not start.
+    pub fn start(options: &[&str]) -> Self {
+        let folder = TempDir::with_prefix("redis-").expect("a folder");
+        Self::start_in(options, folder.path().to_owned(), Some(folder))
+    }
+
+    /// One that is kept in a `static`: it and its folder go when this process ends.
+    ///
+    /// # Panics
+    ///
+    /// If it does not start.
+    pub fn for_all(options: &[&str]) -> Self {
+        let folder = TempDir::with_prefix("redis-").expect("a folder");
+        Self::start_in(options, folder.keep(), None)
+    }
+
+    fn start_in(options: &[&str], folder: PathBuf, removed: Option<TempDir>) -> Self {
+        let options: Vec<_> = options.iter().map(|&option| option.to_owned()).collect();
+        let forever = removed.is_none();
+        // Somebody else may have taken the port meanwhile.
+        for _ in 0..5 {
+            let address = cluster_address();
+            let process = spawn(address, &options, &folder, forever);
+            let mut server = Self {
+                process,
+                address,
+                options: options.clone(),
+                folder: folder.clone(),
+                _folder: None,
+            };
+            if server.answers() {
+                server._folder = removed;
+                return server;
+            }
+        }
+        panic!("redis-server does not start: {}", log(&folder));
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    pub fn url(&self) -> String {
+        format!("redis://{}", self.address)
+    }
+
+    pub fn client(&self) -> Client {
+        Client::open(self.url()).expect("a URL")
+    }
+
+    /// A connection with patience, over this server or what stands before it.
+    pub async fn connection(&self) -> MultiplexedConnection {
+        connection(&self.client()).await
+    }
+
+    /// Sends one command over a connection of its own, and waits for the answer.
+    ///
+    /// # Panics
+    ///
+    /// If the server refuses it.
+    pub fn command(&self, words: &[&str]) -> Value {
+        self.try_command(words).expect("the command is accepted")
+    }
+
+    pub fn try_command(&self, words: &[&str]) -> RedisResult<Value> {
+        let mut connection = self.client().get_connection()?;
+        cmd(words[0]).arg(&words[1..]).query(&mut connection)
+    }
+
+    /// The text that a command answers.
+    pub fn text(&self, words: &[&str]) -> String {
+        redis::from_redis_value(self.command(words)).expect("a text")
+    }
+
+    pub fn process(&mut self) -> &mut Process {
+        &mut self.process
+    }
+
+    /// Stops it as its administrator would.
+    pub fn stop(&mut self) {
+        self.process.signal("TERM");
+        self.process.ended();
+    }
+
+    /// Starts it again, at the same address, with what it has on its disk.
+    ///
+    /// # Panics
+    ///
+    /// If it does not start.
+    pub fn restart(&mut self) {
+        self.process.kill();
+        self.process = spawn(
+            self.address,
+            &self.options,
+            &self.folder,
+            self._folder.is_none(),
+        );
+        assert!(self.answers(), "it does not start: {}", log(&self.folder));
+    }
+
+    /// Whether it comes up and has loaded its data.
+    fn answers(&mut self) -> bool {
+        let mut answers = false;
+        wait_until("redis-server answers or ends", || {
+            answers = self.try_command(&["PING"]).is_ok();
+            answers || !self.process.is_running()
+        });
+        answers
+    }
+}
+
+/// A node of a cluster also listens on the port that is 10000 higher.
+fn cluster_address() -> SocketAddr {
+    let mut address = free_address();
+    while address.port() > 55_000 {
+        address = free_address();
+    }
+    address
+}
+
+fn spawn(address: SocketAddr, options: &[String], folder: &PathBuf, forever: bool) -> Process {
+    let log = File::options()
+        .create(true)
+        .append(true)
+        .open(folder.join("log"));
+    let log = log.expect("a log");
+    let mut command = Command::new(program("redis-server", "redis-server", &[]));
+    command
+        .args(["--bind", "127.0.0.1", "--save", ""])
+        .args(["--port", &address.port().to_string()])
+        .arg("--dir")
+        .arg(folder)
+        .args(options)
+        .stdin(Stdio::null())
+        .stdout(log.try_clone().expect("a handle"))
+        .stderr(log);
+    Process::start_in(&mut command, forever.then_some(folder))
+}
+
+fn log(folder: &PathBuf) -> String {
+    std::fs::read_to_string(folder.join("log")).unwrap_or_default()
+}
+
+/// One with patience: a busy machine is slow.
+pub async fn connection(client: &Client) -> MultiplexedConnection {
+    let patience = redis::AsyncConnectionConfig::new()
+        .set_connection_timeout(Some(Duration::from_secs(20)))
+        .set_response_timeout(Some(Duration::from_secs(20)));
+    client
+        .get_multiplexed_async_connection_with_config(&patience)
+        .await
+        .expect("a connection")
+}
+
+/// Three nodes without replicas, each with a third of the slots.
+#[derive(Debug)]
+pub struct RedisCluster(Vec<RedisServer>);
+
+impl RedisCluster {
+    /// # Panics
+    ///
+    /// If it does not come together.
+    pub fn start() -> Self {
+        Self::of(RedisServer::start)
+    }
+
+    /// See [`RedisServer::for_all`].
+    pub fn for_all() -> Self {
+        Self::of(RedisServer::for_all)
+    }
+
+    fn of(start: impl Fn(&[&str]) -> RedisServer) -> Self {
+        let options = ["--cluster-enabled", "yes", "--cluster-node-timeout", "5000"];
+        let nodes: Vec<_> = (0..3).map(|_| start(&options)).collect();
+        let (ip, port) = (
+            nodes[0].address().ip().to_string(),
+            nodes[0].address().port().to_string(),
+        );
+        for (at, node) in nodes.iter().enumerate() {
+            let epoch = (at + 1).to_string();
+            node.command(&["CLUSTER", "SET-CONFIG-EPOCH", &epoch]);
+            let slots = (16_384 * at / 3)..(16_384 * (at + 1) / 3);
+            let slots: Vec<_> = slots.map(|slot| slot.to_string()).collect();
+            let mut words = vec!["CLUSTER", "ADDSLOTS"];
+            words.extend(slots.iter().map(String::as_str));
+            node.command(&words);
+            if at > 0 {
+                node.command(&["CLUSTER", "MEET", &ip, &port]);
+            }
+        }
+        wait_until("the cluster is whole", || {
+            nodes.iter().all(|node| {
+                let info = node.text(&["CLUSTER", "INFO"]);
+                let whole = ["cluster_state:ok", "cluster_known_nodes:3"];
+                whole.iter().all(|line| info.contains(line))
+            })
+        });
+        Self(nodes)
+    }
+
+    pub fn nodes(&mut self) -> &mut [RedisServer] {
+        &mut self.0
+    }
+
+    pub fn urls(&self) -> Vec<String> {
+        self.0.iter().map(RedisServer::url).collect()
+    }
+
+    /// Of one node.
+    pub fn client(&self) -> Client {
+        self.0[1].client()
+    }
+}
+
+/// A primary, and a replica of it that is in step.
+#[derive(Debug)]
+pub struct RedisPair {
+    pub primary: RedisServer,
+    pub replica: RedisServer,
+}
+
+impl RedisPair {
+    /// # Panics
+    ///
+    /// If they do not start.
+    pub fn start() -> Self {
+        let primary = RedisServer::start(&["--repl-diskless-sync-delay", "0"]);
+        let port = primary.address().port().to_string();
+        let replica = RedisServer::start(&["--replicaof", "127.0.0.1", &port]);
+        wait_until("the replica is in step", || {
+            let info = replica.text(&["INFO", "replication"]);
+            info.contains("master_link_status:up")
+        });
+        Self { primary, replica }
+    }
+
+    /// Waits until all that the primary has written has reached the replica.
+    pub fn in_step(&self) {
+        let offset = |server: &RedisServer, name: &str| {
+            let info = server.text(&["INFO", "replication"]);
+            let line = info.lines().find_map(|line| line.strip_prefix(name));
+            line.map(str::to_owned)
+        };
+        wait_until("the replica has it all", || {
+            let written = offset(&self.primary, "master_repl_offset:");
+            written.is_some() && written == offset(&self.replica, "slave_repl_offset:")
+        });
+    }
+
+    /// Makes a primary of the replica.
+    pub fn promote(&self) {
+        self.replica.command(&["REPLICAOF", "NO", "ONE"]);
+    }
+}
