@@ -6,5 +6,7 @@
 //! A server that is not installed fails the test, with what to install. Nothing is skipped.
 #![allow(dead_code, reason = "each target uses a part")]
 
+#[cfg(feature = "postgres")]
+pub mod postgres;
 pub mod process;
 pub mod proxy;
