@@ -39,7 +39,7 @@
 //! | What can the handler know and do? | [`Execution`], in the request's extensions; in axum an extractor |
 //! | What after a crash? | [`Takeover`], [`Entry`] |
 //! | What happened? | [`Outcome`], in the response's extensions |
-//! | Where are records kept? | [`Store`], [`MemoryStore`], [`RedisStore`] |
+//! | Where are records kept? | [`Store`], [`MemoryStore`], [`RedisStore`], [`PostgresStore`] |
 //! | How may a record change? | [`machine`] |
 //! | How for a function, not HTTP? | [`function`] |
 //!
@@ -57,6 +57,7 @@
 //! - `axum`: reads axum's `OriginalUri`, so that nested routers do not share records; handlers take
 //!   an [`Execution`] as an argument. Turn it on in every axum app.
 //! - `redis`: [`RedisStore`], records in Redis or Valkey.
+//! - `postgres`: [`PostgresStore`], on `sqlx`, without TLS unless you turn it on there.
 //! - `testing`: the conformance suite for stores of your own.
 //!
 //! [draft]: https://datatracker.ietf.org/doc/html/draft-ietf-httpapi-idempotency-key-header-07
@@ -96,6 +97,9 @@ pub use server::{
     Committed, Fingerprinter, Idempotency, IdempotencyLayer, KeySource, Probed, Refusal,
     RequestBody, ResponseBody, ResponseFuture, Scope, Takeover, verdict,
 };
+#[cfg(feature = "postgres")]
+#[cfg_attr(docsrs, doc(cfg(feature = "postgres")))]
+pub use store::PostgresStore;
 #[cfg(feature = "redis")]
 #[cfg_attr(docsrs, doc(cfg(feature = "redis")))]
 pub use store::RedisStore;

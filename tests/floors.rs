@@ -22,8 +22,14 @@ const FLOORS: &[&[&str]] = &[
     &["machine"],
     &["store/contract"],
     &["store/transaction"],
-    &["telemetry", "store/wakes"],
-    &["store/memory", "engine", "testing/store"],
+    &["telemetry", "store/sql", "store/wakes"],
+    &[
+        "store/memory",
+        "store/postgres",
+        "store/redis",
+        "engine",
+        "testing/store",
+    ],
     &["server", "function"],
 ];
 
@@ -287,7 +293,7 @@ fn faults(sources: &BTreeMap<String, String>) -> Vec<String> {
                 continue;
             };
             let known = target.join("/");
-            let siblings = module[0] == target[0] && module[0] != "store";
+            let siblings = entry(&name) == entry(&known);
             let allowed = target == *module
                 || if siblings {
                     known != TOP_OF_SERVER && known != "server"
@@ -309,10 +315,17 @@ fn faults(sources: &BTreeMap<String, String>) -> Vec<String> {
 
 /// The floor of a file, or of the folder that it is in.
 fn floor(name: &str) -> Option<usize> {
-    let folder = name.split('/').next().unwrap_or_default();
-    FLOORS
-        .iter()
-        .position(|floor| floor.contains(&name) || floor.contains(&folder))
+    let entry = entry(name)?;
+    FLOORS.iter().position(|floor| floor.contains(&entry))
+}
+
+/// The file, or the folder that it is in, that stands on a floor.
+fn entry(name: &str) -> Option<&'static str> {
+    let mut entries = FLOORS.iter().copied().flatten().copied();
+    entries.find(|entry| {
+        let rest = name.strip_prefix(entry);
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    })
 }
 
 /// `store/mod.rs` is the module `store`, `store/memory.rs` is `store::memory`, `lib.rs` the root.

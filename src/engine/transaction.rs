@@ -13,7 +13,7 @@ use crate::{
         running::{Ending, Running},
     },
     record::Payload,
-    store::{DatabaseTransaction, NotCommitted, StoreError},
+    store::{DatabaseTransaction, NotCommitted, NotCompleted, StoreError},
     telemetry,
 };
 
@@ -168,21 +168,33 @@ async fn commit<T: DatabaseTransaction>(
         return Err(CommitError::AlreadyCommitted);
     }
 
-    let completing = inner.complete(store, key, lease, &answer.payload, options.ttl);
-    if let Err(error) = engine.ask(completing).await {
+    let mut refused = None;
+    let completing = engine.ask(async {
+        let completed = inner.complete(store, key, lease, &answer.payload, options.ttl);
+        completed.await.map_err(|error| match error {
+            NotCompleted::Store(error) => error,
+            reason => {
+                refused = Some(reason);
+                StoreError::Gone
+            }
+        })
+    });
+    if let Err(error) = completing.await {
         let rolled_back = engine.ask(async {
             let rolled_back = inner.rollback().await;
             rolled_back.map_err(|error| StoreError::unavailable("idempotency", error))
         });
         // Where it cannot be said, the database finds out by itself.
         let _ = rolled_back.await;
-        return Err(match error {
-            StoreError::Superseded => {
+        return Err(match refused {
+            Some(NotCompleted::Superseded) => {
                 execution.supersede();
                 CommitError::Superseded
             }
-            StoreError::Gone => CommitError::Gone,
-            error => {
+            Some(NotCompleted::Completed) => CommitError::AlreadyCommitted,
+            Some(NotCompleted::Failed | NotCompleted::Gone) => CommitError::Gone,
+            Some(NotCompleted::Conflict(source)) => CommitError::Refused(source),
+            Some(NotCompleted::Store(_)) | None => {
                 telemetry::store_error(key, "complete", &error);
                 CommitError::Store(error)
             }
@@ -313,13 +325,15 @@ pub enum CommitError {
     Answer(Box<dyn Error + Send + Sync>),
     /// Another execution has taken the key over: this one was silent beyond its lease (P6).
     Superseded,
-    /// The record is not there: it expired, an operator removed it, or it is in another database.
+    /// The record is not there, or not in progress: it expired, an operator removed it, or it is in
+    /// another database.
     Gone,
     /// This execution has committed another transaction.
     AlreadyCommitted,
     /// The record could not be completed.
     Store(StoreError),
-    /// The database refused to commit: a deferred constraint, a serialisation failure.
+    /// The database refused to commit: a deferred constraint, or a serialisation failure, after which
+    /// the handler may begin another transaction.
     Refused(Box<dyn Error + Send + Sync>),
     /// The connection was lost, or the database did not answer within
     /// [`record_timeout`](crate::IdempotencyLayer::record_timeout), after it was told to commit.

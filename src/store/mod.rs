@@ -2,15 +2,19 @@
 
 mod contract;
 mod memory;
+#[cfg(feature = "postgres")]
+mod postgres;
 #[cfg(feature = "redis")]
 mod redis;
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
+mod sql;
+mod transaction;
 #[cfg(any(feature = "redis", feature = "postgres"))]
 #[cfg_attr(
     not(test),
     allow(dead_code, reason = "for the stores whose servers tell of ends")
 )]
 mod wakes;
-mod transaction;
 
 pub(crate) use contract::jittered;
 
@@ -19,4 +23,10 @@ pub(crate) use contract::jittered;
 pub use self::redis::RedisStore;
 pub use contract::{Store, StoreError};
 pub use memory::{MemoryStore, MemoryStoreBuilder, WhenFull};
-pub use transaction::{DatabaseTransaction, NotCommitted};
+#[cfg(feature = "postgres")]
+#[cfg_attr(docsrs, doc(cfg(feature = "postgres")))]
+pub use postgres::{PostgresStore, PostgresStoreBuilder};
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
+#[cfg_attr(docsrs, doc(cfg(any(feature = "postgres", feature = "sqlite"))))]
+pub use sql::InvalidName;
+pub use transaction::{DatabaseTransaction, NotCommitted, NotCompleted};

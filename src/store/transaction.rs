@@ -6,7 +6,8 @@ use std::{error::Error, fmt, future::Future, time::Duration};
 use super::{Store, StoreError};
 use crate::{
     key::StoreKey,
-    record::{Lease, Payload},
+    machine,
+    record::{Lease, Payload, Record, State, Timestamp},
 };
 
 type BoxError = Box<dyn Error + Send + Sync>;
@@ -43,8 +44,7 @@ pub trait DatabaseTransaction: Send + Sized {
     ///
     /// # Errors
     ///
-    /// [`StoreError::Superseded`]: another owner holds or has finished it. [`StoreError::Gone`]: it
-    /// is absent, or this owner has finished it. Any other: it could not be completed.
+    /// [`NotCompleted`]: the transaction is rolled back then.
     fn complete(
         &mut self,
         store: &Self::Store,
@@ -52,7 +52,7 @@ pub trait DatabaseTransaction: Send + Sized {
         lease: &Lease,
         payload: &Payload,
         ttl: Duration,
-    ) -> impl Future<Output = Result<(), StoreError>> + Send;
+    ) -> impl Future<Output = Result<(), NotCompleted>> + Send;
 
     /// Commits.
     ///
@@ -72,6 +72,69 @@ pub trait DatabaseTransaction: Send + Sized {
     /// before. Does nothing by default.
     fn committed(store: &Self::Store, key: &StoreKey) {
         let _ = (store, key);
+    }
+}
+
+/// Why a record was not completed inside a transaction. Nothing was changed, and the transaction is
+/// to be rolled back.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum NotCompleted {
+    /// Another owner holds or has finished the record.
+    Superseded,
+    /// This owner has completed the record already.
+    Completed,
+    /// This owner has ended the attempt as failed.
+    Failed,
+    /// There is no record: it expired, was released or forgotten, or the store lost it.
+    Gone,
+    /// Another transaction changed the record after this one began, under an isolation level that
+    /// minds. The transaction may be run anew.
+    Conflict(Box<dyn Error + Send + Sync>),
+    /// The store could not do it.
+    Store(StoreError),
+}
+
+impl NotCompleted {
+    /// The reason, by the record that was found and the store's time; none where nothing speaks
+    /// against completing it.
+    #[must_use]
+    pub fn reason(record: Option<&Record>, now: Timestamp, lease: &Lease) -> Option<Self> {
+        let Some(found) = machine::get(record, now) else {
+            return Some(Self::Gone);
+        };
+        let record = found.record;
+        if record.owner != lease.owner {
+            return Some(Self::Superseded);
+        }
+        match record.state {
+            State::InProgress => None,
+            State::Completed => Some(Self::Completed),
+            State::Failed => Some(Self::Failed),
+        }
+    }
+}
+
+impl fmt::Display for NotCompleted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Superseded => StoreError::Superseded.fmt(f),
+            Self::Completed => f.write_str("this owner has completed the record already"),
+            Self::Failed => f.write_str("this owner has ended the attempt as failed"),
+            Self::Gone => StoreError::Gone.fmt(f),
+            Self::Conflict(_) => f.write_str("another transaction came between"),
+            Self::Store(error) => error.fmt(f),
+        }
+    }
+}
+
+impl Error for NotCompleted {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match self {
+            Self::Conflict(source) => Some(&**source),
+            Self::Store(error) => error.source(),
+            Self::Superseded | Self::Completed | Self::Failed | Self::Gone => None,
+        }
     }
 }
 

@@ -26,6 +26,12 @@ impl WakeId {
         Self(u64::from_be_bytes(first))
     }
 
+    /// One of 256 groups of keys.
+    #[cfg(feature = "postgres")]
+    pub(crate) fn bucket(self) -> u8 {
+        self.0 as u8
+    }
+
     /// From the text of a message. Whatever else was sent there is nothing.
     pub(crate) fn parse(text: &[u8]) -> Option<Self> {
         let text = std::str::from_utf8(text).ok()?;

@@ -24,8 +24,8 @@ use http_body_util::{BodyExt, Full};
 use tokio::sync::Notify;
 use tower_idempotency::{
     Claim, ClaimRequest, FencingToken, IdempotencyLayer, Lease, MemoryStore, Payload, RequestBody,
-    Scope, Snapshot, State, Store, StoreError, StoreKey,
-    store::{DatabaseTransaction, NotCommitted},
+    Scope, Snapshot, Store, StoreError, StoreKey, Timestamp,
+    store::{DatabaseTransaction, NotCommitted, NotCompleted},
 };
 
 /// One operation of a store.
@@ -293,16 +293,16 @@ impl DatabaseTransaction for ScriptedTransaction {
         lease: &Lease,
         payload: &Payload,
         ttl: Duration,
-    ) -> Result<(), StoreError> {
-        let completed = async {
-            let found = store.0.store.get(key).await?.map(|found| found.record);
-            match found {
-                Some(record) if record.owner != lease.owner => Err(StoreError::Superseded),
-                Some(record) if record.state == State::InProgress => Ok(()),
-                _ => Err(StoreError::Gone),
-            }
+    ) -> Result<(), NotCompleted> {
+        let found = store.run(Op::CompleteIn, store.0.store.get(key));
+        let found = found.await.map_err(NotCompleted::Store)?;
+        let (record, now) = match &found {
+            Some(found) => (Some(&found.record), found.now),
+            None => (None, Timestamp::default()),
         };
-        store.run(Op::CompleteIn, completed).await?;
+        if let Some(reason) = NotCompleted::reason(record, now, lease) {
+            return Err(reason);
+        }
         self.record = Some((key.clone(), *lease, payload.clone(), ttl));
         Ok(())
     }
