@@ -201,7 +201,7 @@ impl RedisCluster {
     }
 
     fn of(start: impl Fn(&[&str]) -> RedisServer) -> Self {
-        let options = ["--cluster-enabled", "yes", "--cluster-node-timeout", "5000"];
+        let options = ["--cluster-enabled", "yes", "--cluster-node-timeout", "2000"];
         let nodes: Vec<_> = (0..3).map(|_| start(&options)).collect();
         let (ip, port) = (
             nodes[0].address().ip().to_string(),
