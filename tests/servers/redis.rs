@@ -3,7 +3,7 @@
 use std::{
     fs::File,
     net::SocketAddr,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
     time::Duration,
 };
@@ -149,7 +149,7 @@ fn cluster_address() -> SocketAddr {
     address
 }
 
-fn spawn(address: SocketAddr, options: &[String], folder: &PathBuf, forever: bool) -> Process {
+fn spawn(address: SocketAddr, options: &[String], folder: &Path, forever: bool) -> Process {
     let log = File::options()
         .create(true)
         .append(true)
@@ -168,7 +168,7 @@ fn spawn(address: SocketAddr, options: &[String], folder: &PathBuf, forever: boo
     Process::start_in(&mut command, forever.then_some(folder))
 }
 
-fn log(folder: &PathBuf) -> String {
+fn log(folder: &Path) -> String {
     std::fs::read_to_string(folder.join("log")).unwrap_or_default()
 }
 
@@ -201,7 +201,7 @@ impl RedisCluster {
     }
 
     fn of(start: impl Fn(&[&str]) -> RedisServer) -> Self {
-        let options = ["--cluster-enabled", "yes", "--cluster-node-timeout", "5000"];
+        let options = ["--cluster-enabled", "yes", "--cluster-node-timeout", "2000"];
         let nodes: Vec<_> = (0..3).map(|_| start(&options)).collect();
         let (ip, port) = (
             nodes[0].address().ip().to_string(),
