@@ -44,7 +44,8 @@ fn readable() -> String {
          AND r.entry IN ('first', 'retry', 'takeover') \
          AND r.hash_algorithm ~ '^[!-9;-~]{{1,16}}$' AND length(r.request_hash) = 32 \
          AND length(r.owner) = 16 AND r.fencing_token >= 0 AND r.attempt > 0 \
-         AND (r.status <> 'completed' OR coalesce(r.response_code, -1) BETWEEN 0 AND 65535)"
+         AND (r.status <> 'completed' OR coalesce(r.response_code, -1) BETWEEN 0 AND 65535) \
+         AND r.created_at IS NOT NULL AND r.lease_until IS NOT NULL AND r.expires_at IS NOT NULL"
     )
 }
 
@@ -246,7 +247,7 @@ fn forget(table: &Table) -> String {
     let tell = tell(table, "true", "$6", "$7");
     format!(
         "WITH gone AS (DELETE FROM {table} r WHERE {KEY} \
-         RETURNING r.expires_at > clock_timestamp() + $5 AS live) SELECT live, {tell} FROM gone"
+         RETURNING coalesce(r.expires_at > clock_timestamp() + $5, true) AS live) SELECT live, {tell} FROM gone"
     )
 }
 
