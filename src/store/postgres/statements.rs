@@ -59,7 +59,8 @@ fn held(now: &str) -> String {
 fn beginning(table: &Table) -> String {
     format!(
         "WITH clock AS MATERIALIZED (SELECT clock_timestamp() + $5 AS now), \
-         seen AS MATERIALIZED (SELECT true AS found, r.* FROM {table} r WHERE {KEY})"
+         seen AS MATERIALIZED (SELECT true AS found, {COLUMNS}, r.response_body \
+         FROM {table} r WHERE {KEY})"
     )
 }
 
@@ -142,7 +143,7 @@ fn claim(table: &Table) -> String {
            created_at = CASE WHEN {expired} THEN excluded.created_at ELSE r.created_at END, \
            lease_until = excluded.lease_until, expires_at = excluded.expires_at \
          WHERE {is_claimable} \
-         RETURNING r.*), \
+         RETURNING {COLUMNS}), \
          swept AS (DELETE FROM {table} WHERE ctid = ANY (ARRAY(SELECT r.ctid FROM {table} r \
            WHERE EXISTS (SELECT FROM claimed) AND r.expires_at <= (SELECT now FROM clock) \
            AND NOT ({KEY}) ORDER BY r.expires_at LIMIT {FEW} FOR UPDATE SKIP LOCKED))) \
