@@ -4,7 +4,8 @@
 //! No target by itself: a test takes it in with `#[path = "../servers/mod.rs"] mod servers;`.
 //!
 //! A server that is not installed fails the test, with what to install. Nothing is skipped.
-#![allow(dead_code, reason = "each target uses a part")]
+#![allow(dead_code, unreachable_pub, reason = "each target uses a part")]
 
 pub mod process;
 pub mod proxy;
+pub mod skew;

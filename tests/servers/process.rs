@@ -77,20 +77,22 @@ impl Drop for Process {
 pub fn program(name: &str, package: &str, folders: &[&str]) -> PathBuf {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let on_path = std::env::split_paths(&path).collect::<Vec<_>>();
-    let elsewhere = folders.iter().flat_map(|folder| match folder.split_once('*') {
-        None => vec![PathBuf::from(folder)],
-        Some((before, after)) => {
-            let mut found: Vec<_> = std::fs::read_dir(before)
-                .into_iter()
-                .flatten()
-                .flatten()
-                .map(|entry| PathBuf::from(format!("{}{after}", entry.path().display())))
-                .collect();
-            found.sort();
-            found.reverse();
-            found
-        }
-    });
+    let elsewhere = folders
+        .iter()
+        .flat_map(|folder| match folder.split_once('*') {
+            None => vec![PathBuf::from(folder)],
+            Some((before, after)) => {
+                let mut found: Vec<_> = std::fs::read_dir(before)
+                    .into_iter()
+                    .flatten()
+                    .flatten()
+                    .map(|entry| PathBuf::from(format!("{}{after}", entry.path().display())))
+                    .collect();
+                found.sort();
+                found.reverse();
+                found
+            }
+        });
     on_path
         .into_iter()
         .chain(elsewhere)

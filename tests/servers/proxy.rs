@@ -75,10 +75,7 @@ impl Proxy {
     /// Bytes so far: to the server, and to the client.
     pub fn bytes(&self) -> (u64, u64) {
         let shared = &self.shared;
-        (
-            shared.to_server.load(SeqCst),
-            shared.to_client.load(SeqCst),
-        )
+        (shared.to_server.load(SeqCst), shared.to_client.load(SeqCst))
     }
 }
 
