@@ -39,7 +39,7 @@
 //! | What can the handler know and do? | [`Execution`], in the request's extensions; in axum an extractor |
 //! | What after a crash? | [`Takeover`], [`Entry`] |
 //! | What happened? | [`Outcome`], in the response's extensions |
-//! | Where are records kept? | [`Store`], [`MemoryStore`] |
+//! | Where are records kept? | [`Store`], [`MemoryStore`], [`Tiered`] |
 //! | How may a record change? | [`machine`] |
 //! | How for a function, not HTTP? | [`function`] |
 //!
@@ -95,7 +95,7 @@ pub use server::{
     Fingerprinter, Idempotency, IdempotencyLayer, KeySource, Probed, Refusal, RequestBody,
     ResponseBody, ResponseFuture, Scope, Takeover, verdict,
 };
-pub use store::{MemoryStore, Store, StoreError};
+pub use store::{MemoryStore, Store, StoreError, Tiered};
 pub use telemetry::{Outcome, Reason};
 
 #[cfg(all(doctest, feature = "json"))]

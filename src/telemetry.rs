@@ -130,8 +130,8 @@ impl fmt::Display for Reason {
 }
 
 pub(crate) use events::{
-    Span, claimed, detached_limit, not_encoded, not_given_back, outcome, store_error, superseded,
-    unreadable,
+    Span, claimed, detached_limit, near_answers, near_fails, not_encoded, not_given_back, outcome,
+    store_error, superseded, unreadable,
 };
 
 #[cfg(feature = "tracing")]
@@ -221,6 +221,22 @@ mod events {
         );
     }
 
+    pub(crate) fn near_fails(key: &StoreKey, operation: &'static str, error: &StoreError) {
+        let error: &(dyn Error + 'static) = error;
+        event!(
+            target: TARGET,
+            Level::WARN,
+            key = key.log_id(),
+            operation,
+            error,
+            "the near store fails: the far one answers, and this is told once until it is over"
+        );
+    }
+
+    pub(crate) fn near_answers() {
+        event!(target: TARGET, Level::INFO, "the near store answers again");
+    }
+
     pub(crate) fn detached_limit() {
         event!(
             target: TARGET,
@@ -269,6 +285,8 @@ mod events {
     pub(crate) fn not_encoded(_: &StoreKey, _: &(dyn std::error::Error + 'static)) {}
     pub(crate) fn superseded(_: &StoreKey) {}
     pub(crate) fn not_given_back(_: &StoreKey) {}
+    pub(crate) fn near_fails(_: &StoreKey, _: &'static str, _: &StoreError) {}
+    pub(crate) fn near_answers() {}
     pub(crate) fn detached_limit() {}
 
     #[derive(Clone, Debug)]

@@ -22,7 +22,7 @@ const FLOORS: &[&[&str]] = &[
     &["machine"],
     &["store/contract"],
     &["telemetry"],
-    &["store/memory", "engine", "testing"],
+    &["store/memory", "store/tiered", "engine", "testing"],
     &["server", "function"],
 ];
 

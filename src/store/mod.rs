@@ -2,8 +2,10 @@
 
 mod contract;
 mod memory;
+mod tiered;
 
 pub(crate) use contract::jittered;
 
 pub use contract::{Store, StoreError};
 pub use memory::{MemoryStore, MemoryStoreBuilder, WhenFull};
+pub use tiered::Tiered;

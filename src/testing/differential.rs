@@ -134,6 +134,9 @@ const FOREVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 /// An operation that returns at once is given this long.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// Between two operations.
+const TICK: Duration = Duration::from_micros(1);
+
 const KEYS: [&str; 3] = ["a", "b", "ключ:'%\0"];
 
 #[derive(Clone, Debug)]
@@ -327,8 +330,9 @@ impl<'a, S: Store> World<'a, S> {
     }
 
     async fn play(&mut self, operation: &Operation) -> Result<(), String> {
-        // So that no two claims of the model have one token.
-        self.now = self.now + Duration::from_micros(1);
+        // No two claims have one token, not even where the store's clock stands still meanwhile.
+        self.fixture.advance(TICK).await;
+        self.now = self.now + TICK;
         let now = self.now;
         let store = self.fixture.store();
         let touched = match *operation {
