@@ -132,7 +132,9 @@ impl<N: Store, F: Store> Tiered<N, F> {
     }
 
     /// How long a call of near may take; 100 ms by default. It counts towards the deadline that the
-    /// caller puts on the whole call, so it should be far below that (2 s in the layer).
+    /// caller puts on the whole call, so it should be far below that (2 s in the layer). A replay
+    /// that near has no copy for waits as long, at most, for far's record: before a far that takes
+    /// longer than this, choose more.
     #[must_use]
     pub fn near_timeout(mut self, at_most: Duration) -> Self {
         self.near_timeout = at_most;

@@ -35,6 +35,9 @@
 //! few seconds before and after. The exact edges are [`machine`]'s. Cases wait in
 //! tokio's time, so they run under a paused clock where the store does.
 //!
+//! No case can tell whether a store reads its client's clock, since nobody moves that of one process
+//! in part. Run a client in a process of its own whose clock is off, with `libfaketime` say.
+//!
 //! # Records that cannot be read
 //!
 //! A store that keeps bytes outside of its process can find a record there that it does not

@@ -1,10 +1,22 @@
 //! Near and far failing.
 
-use std::{cell::RefCell, io::Write, sync::Once, time::Duration};
+use std::{
+    cell::RefCell,
+    convert::Infallible,
+    io::Write,
+    sync::{
+        Arc, Once,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+    time::Duration,
+};
 
+use bytes::Bytes;
 use futures::future::join_all;
+use http_body_util::{BodyExt, Full};
 use tokio::time::Instant;
-use tower_idempotency::{Claim, MemoryStore, Store, StoreError, Tiered};
+use tower::{Layer, ServiceExt, service_fn};
+use tower_idempotency::{Claim, IdempotencyLayer, MemoryStore, Scope, Store, StoreError, Tiered};
 
 use crate::support::{
     Mode, Spied, TTL, claim, complete, end, key, other_payload, replays, request,
@@ -138,21 +150,30 @@ async fn a_hanging_near_delays_little() {
     assert!(deadline.contains(&start.elapsed()), "{:?}", start.elapsed());
 }
 
-/// Of a near that fails every other call, an answer to a call from before ends no outage.
+/// Of a near that fails every other call, not each failure is an outage: an answer to a call from
+/// before one began does not end it.
 #[tokio::test(start_paused = true)]
 async fn a_flapping_near_floods_no_log() {
     let log = Log::collect();
     let (near, _, tiered) = pair();
     complete(&tiered, "k", "answer", TTL).await;
-    for second in 0..5 {
-        for n in 0..50 {
-            near.set([Mode::Fails, Mode::Works][n % 2]);
-            replays(&tiered, "k", "answer").await;
-        }
-        let lines = log.lines().len();
-        assert!(lines <= 2, "{lines} in second {second}");
-        tokio::time::advance(PAUSE).await;
+    near.set(Mode::Slow);
+    let mut slow: Vec<_> = (0..10)
+        .map(|_| Box::pin(replays(&tiered, "k", "answer")))
+        .collect();
+    for call in &mut slow {
+        assert!(futures::poll!(call.as_mut()).is_pending());
     }
+    near.set(Mode::Fails);
+    for call in slow {
+        replays(&tiered, "k", "answer").await;
+        call.await;
+    }
+    log.tells(&[FAILS]);
+    near.set(Mode::Works);
+    tokio::time::advance(PAUSE).await;
+    replays(&tiered, "k", "answer").await;
+    log.tells(&[ANSWERS]);
 }
 
 /// A full near takes no copies and goes on with those that it has. It is told once.
@@ -232,5 +253,38 @@ async fn a_copy_is_not_waited_for() {
         replays(&tiered, "k", "answer").await;
         assert!(start.elapsed() <= Duration::from_millis(105));
         assert_eq!(near.calls(), ["get"], "near is not to blame");
+    }
+}
+
+/// S19: whatever becomes of near, each operation happens once and is replayed.
+#[tokio::test(start_paused = true)]
+async fn s19_no_request_fails_by_near() {
+    for mode in Mode::ALL {
+        let (near, _, tiered) = pair();
+        near.set(mode);
+        let runs = Arc::new(AtomicUsize::new(0));
+        let counted = runs.clone();
+        let handler = service_fn(move |_: http::Request<_>| {
+            let runs = counted.clone();
+            async move {
+                let run = runs.fetch_add(1, SeqCst);
+                let body = Full::new(Bytes::from(format!("paid {run}")));
+                Ok::<_, Infallible>(http::Response::new(body))
+            }
+        });
+        let service = IdempotencyLayer::new(tiered, Scope::single_tenant()).layer(handler);
+        for n in 0..3 {
+            for retry in 0..3 {
+                let request = http::Request::post("/payments")
+                    .header("idempotency-key", format!("key-{n}"))
+                    .body(Full::new(Bytes::from_static(b"body")));
+                let response = service.clone().oneshot(request.unwrap()).await.unwrap();
+                let replayed = response.headers().contains_key("idempotent-replayed");
+                assert_eq!((response.status().as_u16(), replayed), (200, retry > 0));
+                let body = response.into_body().collect().await.unwrap().to_bytes();
+                assert_eq!(body, format!("paid {n}"), "{mode:?}");
+            }
+        }
+        assert_eq!(runs.load(SeqCst), 3, "{mode:?}");
     }
 }

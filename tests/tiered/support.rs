@@ -29,11 +29,13 @@ pub(crate) enum Mode {
     AnswersAreLost,
     /// Records cannot be read in any time.
     HangsOnGet,
+    /// Every call takes a while.
+    Slow,
 }
 
 impl Mode {
     /// Of near.
-    pub(crate) const ALL: [Self; 8] = [
+    pub(crate) const ALL: [Self; 9] = [
         Self::Works,
         Self::Fails,
         Self::Hangs,
@@ -42,6 +44,7 @@ impl Mode {
         Self::Corrupt,
         Self::AnswersAreLost,
         Self::HangsOnGet,
+        Self::Slow,
     ];
 }
 
@@ -77,6 +80,10 @@ impl<S: Store> Spied<S> {
         let mode = *self.mode.lock().unwrap();
         match mode {
             Mode::Works | Mode::AnswersAreLost => Ok(true),
+            Mode::Slow => {
+                tokio::task::yield_now().await;
+                Ok(true)
+            }
             Mode::Fails => Err(lost()),
             Mode::Hangs => std::future::pending().await,
             Mode::Forgets => Ok(false),
