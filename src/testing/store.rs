@@ -2181,27 +2181,31 @@ pub async fn a_hundred_waits_end_together<S: Store>(fixture: Fixture<S>) {
 
 /// U30: those who wait for many keys are woken each by its own, and go on with the others.
 pub async fn waits_end_each_with_its_own_key<S: Store>(fixture: Fixture<S>) {
-    let keys: Vec<_> = (0..10).map(|n| fixture.key(&n.to_string())).collect();
-    let mut waits = Vec::new();
-    for key in &keys {
+    let mut claims = Vec::new();
+    for n in 0..10 {
+        let key = fixture.key(&n.to_string());
         let lease = key.bring(Reached::InProgress).await;
-        for _ in 0..3 {
-            let mut wait = Box::pin(key.wait(lease.token));
-            settle(wait.as_mut()).await;
-            waits.push((key, lease, wait));
-        }
+        claims.push((n, key, lease));
     }
-    // Not in the order in which they began.
-    while let Some((key, lease, wait)) = waits.pop() {
-        ok(key.complete(&lease, &answer("done")).await);
-        let found = soon(wait).await.expect("it is there");
+    let (ended, mut endings) = tokio::sync::mpsc::unbounded_channel();
+    // All are polled together: one that is not might keep a connection from the others.
+    let waits = claims.iter().cycle().take(30).map(async |(n, key, lease)| {
+        let found = key.wait(lease.token).await.expect("it is there");
         assert_eq!(found.record.payload, Some(answer("done")));
-        for (other, _, wait) in &mut waits {
-            if other.key != key.key {
-                settle(wait.as_mut()).await;
+        ended.send(*n).expect("somebody listens");
+    });
+    let mut waits = pin!(futures::future::join_all(waits));
+    settle(waits.as_mut()).await;
+    // Not in the order in which they began.
+    let ends = async {
+        for (n, key, lease) in claims.iter().rev() {
+            ok(key.complete(lease, &answer("done")).await);
+            for _ in 0..3 {
+                assert_eq!(soon(endings.recv()).await, Some(*n));
             }
         }
-    }
+    };
+    tokio::join!(waits, ends);
 }
 
 // Records that cannot be read
