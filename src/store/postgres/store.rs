@@ -83,7 +83,7 @@ use crate::{
 /// Each operation is one statement in a transaction of its own, at whatever isolation level the
 /// session has. It is sent again, eight times at most, where another transaction came between. A
 /// replay, a conflict and a mismatch only read: they take no lock of a row, write nothing, and do
-/// not wait for a transaction that has the row. Times are those of the server's clock when the
+/// not wait for a transaction that has the row. Everything else waits for it. Times are those of the server's clock when the
 /// statement starts; the session's time zone and search path do not matter.
 ///
 /// A granted claim removes up to 16 expired rows of other keys, those that nobody has locked. Every
@@ -110,6 +110,9 @@ use crate::{
 ///
 /// - Give the pool a `max_connections` for the requests that you serve at once, and an
 ///   `acquire_timeout` below the deadline of a store call.
+/// - Set `lock_timeout` and `statement_timeout` for the pool's connections, a little above that
+///   deadline. The server goes on with a call that its caller gave up, and the connection is not free
+///   before it has ended: one that waits for a row keeps it until the row's transaction ends.
 /// - `test_before_acquire(false)` saves a round trip for each operation. An operation then fails
 ///   where its connection broke while it was idle.
 /// - The database's encoding has to be UTF-8.
