@@ -122,7 +122,7 @@ async fn until_somebody_waits(own: &Own) {
     soon(async {
         loop {
             let count: i64 = sqlx::query_scalar(waiting)
-                .bind(&own.schema)
+                .bind(format!("\"{}\".", own.schema))
                 .fetch_one(&own.pool)
                 .await
                 .unwrap();
