@@ -21,7 +21,7 @@ const FLOORS: &[&[&str]] = &[
     &["record"],
     &["machine"],
     &["store/contract"],
-    &["telemetry"],
+    &["telemetry", "store/wakes"],
     &["store/memory", "engine", "testing/store"],
     &["server", "function"],
 ];

@@ -2,6 +2,12 @@
 
 mod contract;
 mod memory;
+#[cfg(any(feature = "redis", feature = "postgres"))]
+#[cfg_attr(
+    not(test),
+    allow(dead_code, reason = "for the stores whose servers tell of ends")
+)]
+mod wakes;
 
 pub(crate) use contract::jittered;
 

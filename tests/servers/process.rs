@@ -2,8 +2,8 @@
 
 use std::{
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
-    path::PathBuf,
-    process::{Child, Command},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
     thread,
     time::{Duration, Instant},
 };
@@ -11,23 +11,54 @@ use std::{
 /// Longer than any server takes to start or stop, also on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A process that is killed when this is dropped.
+/// A process that is killed when this is dropped, and also when this process ends in any other
+/// way: a panic that aborts, a signal, or a value that lives in a `static`.
 #[derive(Debug)]
-pub struct Process(Child);
+pub struct Process {
+    child: Child,
+    /// Kills it once the other end of its standard input is closed, which is held here.
+    watchdog: Child,
+}
 
 impl Process {
     /// # Panics
     ///
     /// If it cannot be started.
     pub fn start(command: &mut Command) -> Self {
-        match command.spawn() {
-            Ok(child) => Self(child),
+        Self::start_in(command, None)
+    }
+
+    /// The same for a process whose value may never be dropped: if so, its folder is removed too.
+    ///
+    /// # Panics
+    ///
+    /// If it cannot be started.
+    pub fn start_in(command: &mut Command, folder: Option<&Path>) -> Self {
+        let mut child = match command.spawn() {
+            Ok(child) => child,
             Err(error) => panic!("{command:?} does not start: {error}"),
+        };
+        // The end of the input is the end of this process: nobody else holds the pipe.
+        let script = r#"cat; kill -KILL "$1"; [ -z "$2" ] || { sleep 1; rm -rf "$2"; }"#;
+        let watchdog = Command::new("sh")
+            .args(["-c", script, "watchdog", &child.id().to_string()])
+            .arg(folder.unwrap_or(Path::new("")))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn();
+        match watchdog {
+            Ok(watchdog) => Self { child, watchdog },
+            Err(error) => {
+                let _ = child.kill();
+                let _ = child.wait();
+                panic!("no watchdog for {command:?}: {error}");
+            }
         }
     }
 
     pub fn id(&self) -> u32 {
-        self.0.id()
+        self.child.id()
     }
 
     /// Sends a signal by its name: `STOP`, `CONT`, `TERM`, `INT`.
@@ -49,12 +80,23 @@ impl Process {
 
     /// Ends it as a crash does.
     pub fn kill(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        self.dismiss();
     }
 
     pub fn is_running(&mut self) -> bool {
-        matches!(self.0.try_wait(), Ok(None))
+        let running = matches!(self.child.try_wait(), Ok(None));
+        if !running {
+            self.dismiss();
+        }
+        running
+    }
+
+    /// Its number may be another's by now.
+    fn dismiss(&mut self) {
+        let _ = self.watchdog.kill();
+        let _ = self.watchdog.wait();
     }
 
     /// Waits until it has ended by itself.
