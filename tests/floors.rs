@@ -20,7 +20,7 @@ const FLOORS: &[&[&str]] = &[
     &["fingerprint"],
     &["record"],
     &["machine"],
-    &["store/contract"],
+    &["store/contract", "store/sql"],
     &["telemetry", "store/wakes"],
     &["store/memory", "engine", "testing/store"],
     &["server", "function"],

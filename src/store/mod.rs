@@ -2,6 +2,8 @@
 
 mod contract;
 mod memory;
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
+mod sql;
 #[cfg(any(feature = "redis", feature = "postgres"))]
 #[cfg_attr(
     not(test),
@@ -13,3 +15,6 @@ pub(crate) use contract::jittered;
 
 pub use contract::{Store, StoreError};
 pub use memory::{MemoryStore, MemoryStoreBuilder, WhenFull};
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
+#[cfg_attr(docsrs, doc(cfg(any(feature = "postgres", feature = "sqlite"))))]
+pub use sql::InvalidName;
