@@ -56,6 +56,7 @@
 //! - `tracing` (default): events with the target `tower_idempotency`. Keys appear hashed.
 //! - `axum`: reads axum's `OriginalUri`, so that nested routers do not share records; handlers take
 //!   an [`Execution`] as an argument. Turn it on in every axum app.
+//! - `sqlite`: `SqliteStore`, records in an SQLite file that several processes of one machine share.
 //! - `testing`: the conformance suite for stores of your own.
 //!
 //! [draft]: https://datatracker.ietf.org/doc/html/draft-ietf-httpapi-idempotency-key-header-07
@@ -95,6 +96,8 @@ pub use server::{
     Fingerprinter, Idempotency, IdempotencyLayer, KeySource, Probed, Refusal, RequestBody,
     ResponseBody, ResponseFuture, Scope, Takeover, verdict,
 };
+#[cfg(feature = "sqlite")]
+pub use store::SqliteStore;
 pub use store::{MemoryStore, Store, StoreError};
 pub use telemetry::{Outcome, Reason};
 

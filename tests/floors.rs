@@ -22,7 +22,14 @@ const FLOORS: &[&[&str]] = &[
     &["machine"],
     &["store/contract", "store/sql"],
     &["telemetry", "store/wakes"],
-    &["store/memory", "engine", "testing/store"],
+    &["store/sqlite/error", "store/sqlite/schema"],
+    &["store/sqlite/row"],
+    &[
+        "store/memory",
+        "store/sqlite/store",
+        "engine",
+        "testing/store",
+    ],
     &["server", "function"],
 ];
 

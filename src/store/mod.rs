@@ -4,7 +4,9 @@ mod contract;
 mod memory;
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
 mod sql;
-#[cfg(any(feature = "redis", feature = "postgres"))]
+#[cfg(feature = "sqlite")]
+mod sqlite;
+#[cfg(any(feature = "redis", feature = "postgres", feature = "sqlite"))]
 #[cfg_attr(
     not(test),
     allow(dead_code, reason = "for the stores whose servers tell of ends")
@@ -18,3 +20,6 @@ pub use memory::{MemoryStore, MemoryStoreBuilder, WhenFull};
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
 #[cfg_attr(docsrs, doc(cfg(any(feature = "postgres", feature = "sqlite"))))]
 pub use sql::InvalidName;
+#[cfg(feature = "sqlite")]
+#[cfg_attr(docsrs, doc(cfg(feature = "sqlite")))]
+pub use sqlite::{NotCompleted, SqliteStore};

@@ -1,0 +1,35 @@
+//! What SQLite's errors mean to a store.
+
+use sqlx::error::Error;
+
+use crate::store::contract::StoreError;
+
+pub(super) const NAME: &str = "sqlite";
+
+/// The text of the error quotes no values (U19): SQLite's messages name tables and columns, and
+/// sqlx's name types.
+pub(super) fn store_error(error: Error) -> StoreError {
+    match primary_code(&error) {
+        Some(FULL | TOO_BIG) => StoreError::Full { store: NAME },
+        Some(CORRUPT | NOT_A_DATABASE) => StoreError::corrupt(NAME, error),
+        _ => StoreError::unavailable(NAME, error),
+    }
+}
+
+/// Whether another connection holds a lock.
+pub(super) fn is_busy(error: &Error) -> bool {
+    primary_code(error) == Some(BUSY)
+}
+
+// https://www.sqlite.org/rescode.html
+const BUSY: i32 = 5;
+const CORRUPT: i32 = 11;
+const FULL: i32 = 13;
+const TOO_BIG: i32 = 18;
+const NOT_A_DATABASE: i32 = 26;
+
+/// SQLite's code without the bits that extend it.
+fn primary_code(error: &Error) -> Option<i32> {
+    let code: i32 = error.as_database_error()?.code()?.parse().ok()?;
+    Some(code & 0xff)
+}

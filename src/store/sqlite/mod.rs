@@ -1,0 +1,8 @@
+//! Records in an SQLite file.
+
+mod error;
+mod row;
+mod schema;
+mod store;
+
+pub use store::{NotCompleted, SqliteStore};
