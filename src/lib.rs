@@ -57,7 +57,7 @@
 //! - `axum`: reads axum's `OriginalUri`, so that nested routers do not share records; handlers take
 //!   an [`Execution`] as an argument. Turn it on in every axum app.
 //! - `sqlite`: `SqliteStore`, records in an SQLite file that several processes of one machine share.
-//! - `testing`: the conformance suite for stores of your own.
+//! - `testing`: the conformance suite, and a test of random operations, for stores of your own.
 //!
 //! [draft]: https://datatracker.ietf.org/doc/html/draft-ietf-httpapi-idempotency-key-header-07
 //! [readme]: https://docs.rs/crate/tower-idempotency/latest

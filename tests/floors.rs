@@ -28,7 +28,7 @@ const FLOORS: &[&[&str]] = &[
         "store/memory",
         "store/sqlite/store",
         "engine",
-        "testing/store",
+        "testing",
     ],
     &["server", "function"],
 ];
