@@ -24,12 +24,7 @@ const FLOORS: &[&[&str]] = &[
     &["telemetry", "store/wakes"],
     &["store/sqlite/error", "store/sqlite/schema"],
     &["store/sqlite/row"],
-    &[
-        "store/memory",
-        "store/sqlite/store",
-        "engine",
-        "testing",
-    ],
+    &["store/memory", "store/sqlite/store", "engine", "testing"],
     &["server", "function"],
 ];
 

@@ -19,7 +19,7 @@ pub use contract::{Store, StoreError};
 pub use memory::{MemoryStore, MemoryStoreBuilder, WhenFull};
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
 #[cfg_attr(docsrs, doc(cfg(any(feature = "postgres", feature = "sqlite"))))]
-pub use sql::InvalidName;
+pub use sql::{InvalidName, NotCompleted};
 #[cfg(feature = "sqlite")]
 #[cfg_attr(docsrs, doc(cfg(feature = "sqlite")))]
-pub use sqlite::{NotCompleted, SqliteStore};
+pub use sqlite::SqliteStore;

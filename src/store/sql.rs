@@ -9,7 +9,9 @@ use sha2::{Digest, Sha256};
 use crate::{
     fingerprint::Fingerprint,
     key::{StoreKey, push_hex},
-    record::{Entry, FencingToken, OwnerId, Payload, Record, State, Timestamp},
+    machine,
+    record::{Entry, FencingToken, Lease, OwnerId, Payload, Record, State, Timestamp},
+    store::contract::StoreError,
 };
 
 /// The layout of a row. Another one is not read.
@@ -41,6 +43,11 @@ impl Name {
             _ => return Ok(Self(name.to_owned())),
         };
         Err(InvalidName(reason))
+    }
+
+    /// A name of this crate's.
+    pub(crate) fn known(name: &'static str) -> Self {
+        Self(name.to_owned())
     }
 
     pub(crate) fn as_str(&self) -> &str {
@@ -208,6 +215,67 @@ pub(crate) fn token_column(token: FencingToken) -> i64 {
 /// An answer's bytes as they are kept: nothing where it cannot be given again.
 pub(crate) fn body_column(payload: &Payload) -> Option<&[u8]> {
     payload.is_replayable().then_some(&payload.bytes[..])
+}
+
+/// Why a record was not completed inside a transaction. Nothing was changed, and the transaction is
+/// to be rolled back.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum NotCompleted {
+    /// Another owner holds or has finished the record.
+    Superseded,
+    /// This owner has completed the record already.
+    Completed,
+    /// This owner has ended the attempt as failed.
+    Failed,
+    /// There is no record: it expired, was released or forgotten, or the store lost it.
+    Gone,
+    /// Another transaction changed the record after this one began, under an isolation level that
+    /// minds. The transaction may be run anew.
+    Conflict(Box<dyn Error + Send + Sync>),
+    /// The store could not do it.
+    Store(StoreError),
+}
+
+impl NotCompleted {
+    /// The reason, by the record that was found; none where nothing speaks against it.
+    pub(crate) fn reason(record: Option<&Record>, now: Timestamp, lease: &Lease) -> Option<Self> {
+        let Some(found) = machine::get(record, now) else {
+            return Some(Self::Gone);
+        };
+        let record = found.record;
+        if record.owner != lease.owner {
+            return Some(Self::Superseded);
+        }
+        match record.state {
+            State::InProgress => None,
+            State::Completed => Some(Self::Completed),
+            State::Failed => Some(Self::Failed),
+        }
+    }
+}
+
+impl fmt::Display for NotCompleted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Superseded => StoreError::Superseded.fmt(f),
+            Self::Completed => f.write_str("this owner has completed the record already"),
+            Self::Failed => f.write_str("this owner has ended the attempt as failed"),
+            Self::Gone => StoreError::Gone.fmt(f),
+            Self::Conflict(_) => f.write_str("another transaction came between"),
+            Self::Store(error) => error.fmt(f),
+        }
+    }
+}
+
+impl Error for NotCompleted {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match self {
+            Self::Conflict(source) => Some(&**source),
+            Self::Store(error) => error.source(),
+            Self::Superseded | Self::Completed | Self::Failed | Self::Gone => None,
+        }
+    }
 }
 
 #[cfg(test)]

@@ -11,7 +11,11 @@ use bytes::Bytes;
 use sqlx::sqlite::{SqliteConnectOptions, SqlitePoolOptions};
 use tower_idempotency::{
     Claim, ClaimRequest, FencingToken, Lease, Payload, Snapshot, SqliteStore, Store, StoreError,
-    StoreKey, testing::store::Fixture,
+    StoreKey,
+    testing::{
+        differential,
+        store::{Corruption, Fixture},
+    },
 };
 
 use crate::support::File;
@@ -19,12 +23,36 @@ use crate::support::File;
 async fn fixture<S: Store>(wrap: impl Fn(SqliteStore) -> S) -> Fixture<S> {
     let file = File::new();
     let store = file.store().await;
-    let clock = store.clone();
+    let (clock, rows) = (store.clone(), store.clone());
     let fixture = Fixture::new(wrap(store), move |by| {
         clock.advance_clock(by);
         ready(())
     });
+    let fixture = fixture.with_corruption(move |key, how| damage(rows.clone(), key, how));
     fixture.with_guard(file)
+}
+
+/// Makes a row unreadable.
+async fn damage(store: SqliteStore, key: StoreKey, how: Corruption) {
+    let spoil = match how {
+        Corruption::CutShort => "request_hash = substr(request_hash, 1, 31)",
+        Corruption::UnknownVersion => "version = 2",
+        _ => "status = 'unreadable-'",
+    };
+    let sql = format!("UPDATE idempotency_records SET {spoil} WHERE idempotency_key = ?");
+    let spoilt = sqlx::query(sqlx::AssertSqlSafe(sql))
+        .bind(key.parts().key)
+        .execute(store.pool())
+        .await
+        .unwrap();
+    assert_eq!(spoilt.rows_affected(), 1);
+}
+
+/// Random operations, against the machine.
+#[tokio::test]
+async fn it_agrees_with_the_machine() {
+    differential::run(|| fixture(|store| store)).await;
+    differential::run(several).await;
 }
 
 mod bare {
@@ -74,10 +102,12 @@ async fn in_memory() -> Fixture<SqliteStore> {
     let store = SqliteStore::new(pool.unwrap());
     store.migrate().await.unwrap();
     let clock = store.clone();
-    Fixture::new(store, move |by| {
+    let rows = store.clone();
+    let fixture = Fixture::new(store, move |by| {
         clock.advance_clock(by);
         ready(())
-    })
+    });
+    fixture.with_corruption(move |key, how| damage(rows.clone(), key, how))
 }
 
 async fn several() -> Fixture<Several> {
@@ -86,7 +116,7 @@ async fn several() -> Fixture<Several> {
     for _ in 0..3 {
         stores.push(file.store().await);
     }
-    let clocks = stores.clone();
+    let (clocks, rows) = (stores.clone(), stores[0].clone());
     let several = Several {
         stores,
         turn: AtomicUsize::new(0),
@@ -95,6 +125,7 @@ async fn several() -> Fixture<Several> {
         clocks.iter().for_each(|clock| clock.advance_clock(by));
         ready(())
     });
+    let fixture = fixture.with_corruption(move |key, how| damage(rows.clone(), key, how));
     fixture.with_guard(file)
 }
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use sqlx::{Executor, SqliteConnection};
-use tower_idempotency::{Claim, Lease, SqliteStore, State, Store, StoreError, store::NotCompleted};
+use tower_idempotency::{Claim, Lease, SqliteStore, State, Store, store::NotCompleted};
 
 use crate::support::*;
 
@@ -221,11 +221,8 @@ async fn p7_a_transaction_that_read_too_early_begins_again() {
         .complete_in(&mut transaction, &key("k"), &lease, &answer("paid"), TTL)
         .await;
     assert!(
-        matches!(
-            refused,
-            Err(NotCompleted::Store(StoreError::Unavailable { .. }))
-        ),
-        "{refused:?}",
+        matches!(refused, Err(NotCompleted::Conflict(_))),
+        "{refused:?}"
     );
     transaction.rollback().await.unwrap();
     run(&store, "k", &lease).await.unwrap();

@@ -2,7 +2,7 @@
 
 use sqlx::error::Error;
 
-use crate::store::contract::StoreError;
+use crate::store::{contract::StoreError, sql::NotCompleted};
 
 pub(super) const NAME: &str = "sqlite";
 
@@ -16,6 +16,14 @@ pub(super) fn store_error(error: Error) -> StoreError {
     }
 }
 
+/// The same within a transaction, which may have begun too early.
+pub(super) fn not_completed(error: Error) -> NotCompleted {
+    match code(&error) {
+        Some(BUSY_SNAPSHOT) => NotCompleted::Conflict(error.into()),
+        _ => NotCompleted::Store(store_error(error)),
+    }
+}
+
 /// Whether another connection holds a lock.
 pub(super) fn is_busy(error: &Error) -> bool {
     primary_code(error) == Some(BUSY)
@@ -23,6 +31,7 @@ pub(super) fn is_busy(error: &Error) -> bool {
 
 // https://www.sqlite.org/rescode.html
 const BUSY: i32 = 5;
+const BUSY_SNAPSHOT: i32 = 517;
 const CORRUPT: i32 = 11;
 const FULL: i32 = 13;
 const TOO_BIG: i32 = 18;
@@ -30,6 +39,9 @@ const NOT_A_DATABASE: i32 = 26;
 
 /// SQLite's code without the bits that extend it.
 fn primary_code(error: &Error) -> Option<i32> {
-    let code: i32 = error.as_database_error()?.code()?.parse().ok()?;
-    Some(code & 0xff)
+    Some(code(error)? & 0xff)
+}
+
+fn code(error: &Error) -> Option<i32> {
+    error.as_database_error()?.code()?.parse().ok()
 }

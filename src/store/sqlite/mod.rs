@@ -5,4 +5,4 @@ mod row;
 mod schema;
 mod store;
 
-pub use store::{NotCompleted, SqliteStore};
+pub use store::SqliteStore;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::store::sql::{LAYOUT, Name};
+use crate::store::sql::Name;
 
 /// How many expired records an insert removes: more than the one that it adds, so that removal
 /// keeps up, and few enough that nobody waits for it.
@@ -118,7 +118,7 @@ CREATE TRIGGER IF NOT EXISTS "{name}_inserted" AFTER INSERT ON "{name}"
 BEGIN
     DELETE FROM "{name}" WHERE rowid IN (
         SELECT rowid FROM "{name}"
-        WHERE expires_at <= new.created_at AND version = {LAYOUT}
+        WHERE expires_at <= new.created_at
         ORDER BY expires_at LIMIT {FEW}
     );
 END;

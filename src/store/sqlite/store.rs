@@ -3,7 +3,6 @@
 #[cfg(feature = "testing")]
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::{
-    error::Error,
     fmt,
     path::Path,
     sync::Arc,
@@ -25,7 +24,7 @@ use tokio::{
 };
 
 use super::{
-    error::{NAME, is_busy, store_error},
+    error::{NAME, is_busy, not_completed, store_error},
     row::{Found, Statement, with_key, with_read, with_record},
     schema::Schema,
 };
@@ -39,7 +38,7 @@ use crate::{
     },
     store::{
         contract::{Store, StoreError, jittered},
-        sql::{DEFAULT_TABLE, InvalidName, Name},
+        sql::{DEFAULT_TABLE, InvalidName, Name, NotCompleted},
         wakes::{WakeId, Wakes},
     },
 };
@@ -160,8 +159,7 @@ impl SqliteStore {
     /// See above for the settings that the pool should have.
     #[must_use]
     pub fn new(pool: SqlitePool) -> Self {
-        let table = Name::new(DEFAULT_TABLE).expect("a valid name");
-        Self::on(pool, table)
+        Self::on(pool, Name::known(DEFAULT_TABLE))
     }
 
     /// A store on a file, which is made if it is missing, with the write-ahead log on, every commit
@@ -291,13 +289,19 @@ impl SqliteStore {
     /// needs the same lock. Once it is free the record is completed; or the transaction was rolled
     /// back and nothing of it happened, and then a takeover is right.
     ///
-    /// A transaction that has read before, and did not begin with `BEGIN IMMEDIATE`, fails here as
-    /// SQLite tells it to where somebody wrote meanwhile, and has to begin again. Whoever waits for
-    /// the record in this process sees the end by polling.
+    /// Begin the transaction with `BEGIN IMMEDIATE`. One that begins otherwise and reads before it
+    /// writes fails with [`NotCompleted::Conflict`] where somebody wrote in between. Outside of a
+    /// transaction the answer is recorded at once.
+    ///
+    /// Whoever waits for the record in this process sees the end by polling.
     ///
     /// # Errors
     ///
-    /// [`NotCompleted`]: the transaction should be rolled back.
+    /// [`NotCompleted`], and nothing was changed. Roll back.
+    ///
+    /// # Cancellation
+    ///
+    /// Dropped, it may have taken effect within the transaction: roll back.
     pub async fn complete_in(
         &self,
         connection: &mut SqliteConnection,
@@ -307,31 +311,25 @@ impl SqliteStore {
         ttl: Duration,
     ) -> Result<(), NotCompleted> {
         let schema = &self.0.schema;
+        // Before the look at the record and the clock, as any other change of it needs the lock.
         let lock = sqlx::query(AssertSqlSafe(Arc::clone(&schema.lock)));
-        lock.execute(&mut *connection).await.map_err(store_error)?;
+        lock.execute(&mut *connection)
+            .await
+            .map_err(not_completed)?;
         let now = self.now();
         let rows = with_key(&schema.read, key).fetch_all(&mut *connection);
-        let found = parse(&rows.await.map_err(store_error)?)?;
-        let live = found.record.filter(|record| record.is_live(now));
-        let record = match live {
-            None => return Err(NotCompleted::Gone),
-            Some(record) if record.owner != lease.owner => return Err(NotCompleted::Superseded),
-            Some(record) => match record.state {
-                State::InProgress => record,
-                State::Completed => return Err(NotCompleted::Completed),
-                State::Failed => return Err(NotCompleted::Failed),
-            },
-        };
-        let step = machine::complete(Some(&record), now, lease, payload, ttl);
-        let Change::Put(completed) = step.change else {
-            return Err(NotCompleted::Superseded);
-        };
-        let update = self.replacing(key, &record, &completed);
-        let done = update.execute(connection).await.map_err(store_error)?;
-        match done.rows_affected() {
-            0 => Err(NotCompleted::Superseded),
-            _ => Ok(()),
+        let rows = rows.await.map_err(not_completed)?;
+        let found = parse(&rows).map_err(NotCompleted::Store)?.record;
+        if let Some(reason) = NotCompleted::reason(found.as_ref(), now, lease) {
+            return Err(reason);
         }
+        let step = machine::complete(found.as_ref(), now, lease, payload, ttl);
+        let (Some(found), Change::Put(completed)) = (found, step.change) else {
+            return Err(NotCompleted::Gone);
+        };
+        let update = self.replacing(key, &found, &completed);
+        update.execute(connection).await.map_err(not_completed)?;
+        Ok(())
     }
 
     /// Wakes who waits for the record in this process.
@@ -442,49 +440,6 @@ impl fmt::Debug for SqliteStore {
         f.debug_struct("SqliteStore")
             .field("table", &self.0.schema.table.as_str())
             .finish_non_exhaustive()
-    }
-}
-
-/// Why [`SqliteStore::complete_in`] recorded nothing.
-#[derive(Debug)]
-#[non_exhaustive]
-pub enum NotCompleted {
-    /// This owner completed it before.
-    Completed,
-    /// This owner ended it as failed before.
-    Failed,
-    /// The record expired, was forgotten, or was given back.
-    Gone,
-    /// Another owner holds or has finished the record.
-    Superseded,
-    /// The store could not do it.
-    Store(StoreError),
-}
-
-impl fmt::Display for NotCompleted {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Completed => "the record is completed already",
-            Self::Failed => "the attempt has failed already",
-            Self::Gone => "the record is not there any more",
-            Self::Superseded => "another owner holds or has finished the record",
-            Self::Store(error) => return error.fmt(f),
-        })
-    }
-}
-
-impl Error for NotCompleted {
-    fn source(&self) -> Option<&(dyn Error + 'static)> {
-        match self {
-            Self::Store(error) => error.source(),
-            Self::Completed | Self::Failed | Self::Gone | Self::Superseded => None,
-        }
-    }
-}
-
-impl From<StoreError> for NotCompleted {
-    fn from(error: StoreError) -> Self {
-        Self::Store(error)
     }
 }
 
