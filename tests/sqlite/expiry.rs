@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use sqlx::Executor;
 use tower_idempotency::{Claim, Entry, Store};
 
 use crate::support::*;
@@ -94,6 +95,29 @@ async fn p6_tokens_grow_where_the_clock_does_not() {
     assert!(behind.forget(&key("k")).await.unwrap());
     let after = claim(&behind, "k").await;
     assert!(after.token > next.token);
+}
+
+/// P6: the same for a claim that looked before, and writes after, another one came and went.
+#[tokio::test]
+async fn p6_a_claim_that_comes_late_looks_again() {
+    let file = File::new();
+    let store = file.store().await;
+    let seen = claim(&store, "k").await;
+    let mut other = file.pool().await.acquire().await.unwrap().detach();
+    other.execute("BEGIN IMMEDIATE").await.unwrap();
+    // Looks, and waits for the lock.
+    let mut late = std::pin::pin!(claim(&store, "new"));
+    let early = tokio::time::timeout(Duration::from_millis(100), late.as_mut()).await;
+    assert!(early.is_err(), "it should wait for the lock");
+    let hour = 3_600_000_000;
+    let token = seen.token.as_u64() + hour;
+    let come_and_gone = format!(
+        "UPDATE idempotency_records SET idempotency_key = 'new', fencing_token = {token};
+         DELETE FROM idempotency_records; COMMIT"
+    );
+    let come_and_gone = sqlx::raw_sql(sqlx::AssertSqlSafe(come_and_gone));
+    other.execute(come_and_gone).await.unwrap();
+    assert!(soon(late).await.token.as_u64() > token);
 }
 
 /// P6: claims and releases of one key by many tasks and pools never give a token twice, nor a

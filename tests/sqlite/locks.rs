@@ -252,7 +252,7 @@ async fn p8_without_a_connection_it_is_unavailable() {
     let file = File::new();
     let pool = sqlx::sqlite::SqlitePoolOptions::new()
         .max_connections(1)
-        .acquire_timeout(Duration::from_millis(50))
+        .acquire_timeout(Duration::from_secs(1))
         .connect_with(file.options())
         .await
         .unwrap();

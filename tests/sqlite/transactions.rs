@@ -228,6 +228,22 @@ async fn p7_a_transaction_that_read_too_early_begins_again() {
     run(&store, "k", &lease).await.unwrap();
 }
 
+/// P1, P7: the lock is held from the first look at the record on, so that what was seen stays so
+/// until the end of the transaction.
+#[tokio::test]
+async fn p1_p7_the_lock_comes_before_the_look() {
+    let (file, store) = business().await;
+    let lease = claim(&store, "k").await;
+    let impatient = file.impatient(Duration::from_millis(20), 1).await;
+    let mut transaction = store.pool().begin().await.unwrap();
+    let (gone, answer) = (key("gone"), answer("paid"));
+    let refused = store.complete_in(&mut transaction, &gone, &lease, &answer, TTL);
+    assert!(matches!(refused.await, Err(NotCompleted::Gone)));
+    is_unavailable(impatient.claim(&gone, &request()).await);
+    transaction.rollback().await.unwrap();
+    claim(&impatient, "gone").await;
+}
+
 /// S03: whoever waits for a record that is completed so sees it, though nobody says so.
 #[tokio::test]
 async fn s03_a_wait_ends_with_the_commit() {

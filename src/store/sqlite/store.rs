@@ -89,7 +89,7 @@ use crate::{
 /// process, or of a transaction of yours, is waited for as long as the pool's `busy_timeout` says
 /// (5 s by default, also in [`open`](Self::open)), and then the store is
 /// [unavailable](StoreError::Unavailable). Keep transactions of yours short: whatever holds the
-/// write lock holds up claims and renewals too. A call that is dropped while it waits for its turn
+/// write lock holds up claims and renewals too, also a process that is frozen while it has it. A call that is dropped while it waits for its turn
 /// does nothing; one that is dropped later may take effect, when the lock is free. Calls need a
 /// tokio runtime.
 ///
@@ -134,7 +134,8 @@ pub struct SqliteStore(Arc<Shared>);
 struct Shared {
     pool: SqlitePool,
     schema: Schema,
-    /// Whose turn it is to write. SQLite's own way to wait is to try now and then, in no order.
+    /// Whose turn it is to write to the file. SQLite's own way to wait is to try now and then, in no
+    /// order.
     turn: Arc<Mutex<()>>,
     wakes: Wakes,
     /// How far the clock was moved, in microseconds.
@@ -159,7 +160,7 @@ impl SqliteStore {
     /// See above for the settings that the pool should have.
     #[must_use]
     pub fn new(pool: SqlitePool) -> Self {
-        Self::on(pool, Name::known(DEFAULT_TABLE))
+        Self::on(pool, Name::known(DEFAULT_TABLE), Arc::default())
     }
 
     /// A store on a file, which is made if it is missing, with the write-ahead log on, every commit
@@ -206,14 +207,15 @@ impl SqliteStore {
     /// first. (SQLite keeps names that begin with `sqlite_` for itself, and says so in
     /// [`migrate`](Self::migrate).)
     pub fn with_table(self, name: &str) -> Result<Self, InvalidName> {
-        Ok(Self::on(self.0.pool.clone(), Name::new(name)?))
+        let turn = Arc::clone(&self.0.turn);
+        Ok(Self::on(self.0.pool.clone(), Name::new(name)?, turn))
     }
 
-    fn on(pool: SqlitePool, table: Name) -> Self {
+    fn on(pool: SqlitePool, table: Name, turn: Arc<Mutex<()>>) -> Self {
         Self(Arc::new(Shared {
             pool,
             schema: Schema::new(table),
-            turn: Arc::default(),
+            turn,
             wakes: Wakes::default(),
             #[cfg(feature = "testing")]
             ahead: AtomicU64::new(0),
@@ -610,5 +612,84 @@ impl Store for SqliteStore {
             let _ = timeout(jittered(pause).min(left), listener.woken()).await;
             pause = (pause * 2).min(Duration::from_secs(1));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt;
+    use sqlx::sqlite::SqlitePoolOptions;
+
+    use super::*;
+
+    async fn store() -> SqliteStore {
+        let pool = SqlitePoolOptions::new().max_connections(1);
+        let pool = pool.connect_with(SqliteConnectOptions::new()).await;
+        let store = SqliteStore::new(pool.unwrap());
+        store.migrate().await.unwrap();
+        store
+    }
+
+    async fn claim(store: &SqliteStore, key: &StoreKey) -> Lease {
+        let request = ClaimRequest {
+            fingerprint: Fingerprint::hasher("t").finish(),
+            owner: OwnerId::random(),
+            lease: Duration::from_secs(30),
+            ttl: Duration::from_secs(3600),
+            take_over: true,
+        };
+        match store.claim(key, &request).await {
+            Ok(Claim::Claimed(claimed)) => claimed.lease,
+            other => panic!("not granted: {other:?}"),
+        }
+    }
+
+    /// S03: each end of a claim wakes who waits in this process, who would else learn of it at the
+    /// next poll; and reading wakes nobody.
+    #[tokio::test]
+    async fn s03_each_end_wakes() {
+        let store = store().await;
+        let ttl = Duration::from_secs(3600);
+        let nothing = Payload::not_replayable(200);
+        for end in 0..6 {
+            let key = StoreKey::new("idem", "caller", "endpoint", &end.to_string());
+            let lease = claim(&store, &key).await;
+            let mut listener = store.0.wakes.listen(WakeId::of(&key));
+            store.get(&key).await.unwrap();
+            assert_eq!(listener.woken().now_or_never(), None);
+            match end {
+                0 => store.complete(&key, &lease, &nothing, ttl).await.unwrap(),
+                1 => store.fail(&key, &lease, ttl).await.unwrap(),
+                2 => store.release(&key, &lease, ttl).await.unwrap(),
+                3 => store.give_back(&key, &lease, ttl).await.unwrap(),
+                4 => assert!(store.forget(&key).await.unwrap()),
+                _ => {
+                    let now = Duration::ZERO;
+                    store.renew(&key, &lease, now, ttl, None).await.unwrap();
+                }
+            }
+            assert_eq!(listener.woken().now_or_never(), Some(()), "{end}");
+        }
+    }
+
+    /// U29: whoever waits leaves nothing behind, whether it gives up or gets its answer.
+    #[tokio::test]
+    async fn u29_waits_leave_nothing_behind() {
+        let store = store().await;
+        let key = StoreKey::new("idem", "caller", "endpoint", "k");
+        let lease = claim(&store, &key).await;
+        let mut first = Box::pin(store.wait(&key, lease.token));
+        assert!(futures::poll!(first.as_mut()).is_pending());
+        assert!(!store.0.wakes.is_empty());
+        drop(first);
+        assert!(store.0.wakes.is_empty());
+        let mut second = Box::pin(store.wait(&key, lease.token));
+        assert!(futures::poll!(second.as_mut()).is_pending());
+        store
+            .fail(&key, &lease, Duration::from_secs(60))
+            .await
+            .unwrap();
+        second.await.unwrap();
+        assert!(store.0.wakes.is_empty());
     }
 }
