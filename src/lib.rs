@@ -39,7 +39,7 @@
 //! | What can the handler know and do? | [`Execution`], in the request's extensions; in axum an extractor |
 //! | What after a crash? | [`Takeover`], [`Entry`] |
 //! | What happened? | [`Outcome`], in the response's extensions |
-//! | Where are records kept? | [`Store`], [`MemoryStore`] |
+//! | Where are records kept? | [`Store`], [`MemoryStore`], `SqliteStore` |
 //! | How may a record change? | [`machine`] |
 //! | How for a function, not HTTP? | [`function`] |
 //!
@@ -56,7 +56,8 @@
 //! - `tracing` (default): events with the target `tower_idempotency`. Keys appear hashed.
 //! - `axum`: reads axum's `OriginalUri`, so that nested routers do not share records; handlers take
 //!   an [`Execution`] as an argument. Turn it on in every axum app.
-//! - `sqlite`: `SqliteStore`, records in an SQLite file that several processes of one machine share.
+//! - `sqlite`: `SqliteStore`, records in an SQLite file, which several processes of one machine may
+//!   share.
 //! - `testing`: the conformance suite, and a test of random operations, for stores of your own.
 //!
 //! [draft]: https://datatracker.ietf.org/doc/html/draft-ietf-httpapi-idempotency-key-header-07
@@ -96,7 +97,11 @@ pub use server::{
     Fingerprinter, Idempotency, IdempotencyLayer, KeySource, Probed, Refusal, RequestBody,
     ResponseBody, ResponseFuture, Scope, Takeover, verdict,
 };
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
+#[cfg_attr(docsrs, doc(cfg(any(feature = "postgres", feature = "sqlite"))))]
+pub use store::NotCompleted;
 #[cfg(feature = "sqlite")]
+#[cfg_attr(docsrs, doc(cfg(feature = "sqlite")))]
 pub use store::SqliteStore;
 pub use store::{MemoryStore, Store, StoreError};
 pub use telemetry::{Outcome, Reason};

@@ -118,8 +118,8 @@ async fn u19_errors_name_neither_keys_nor_answers() {
     assert!(!told.concat().contains("secret"), "{told:?}");
 }
 
-/// P2, P9: a full disk is told as such; what is recorded is replayed all the same, and when there is
-/// room again it goes on.
+/// P2, P9: a full disk is told as such; what is recorded is replayed all the same, and when there
+/// is room again it goes on.
 #[tokio::test]
 async fn p2_p9_a_full_disk() {
     let file = File::new();

@@ -154,8 +154,8 @@ async fn p6_p7_whoever_lost_the_record_commits_nothing() {
     assert_eq!(transfers(&store).await, 1, "that of the newer owner");
 }
 
-/// P1, P7: while the transaction holds the lock its lease may end, but nobody can take over: whoever
-/// tries waits, and then gets the answer.
+/// P1, P7: while the transaction holds the lock its lease may end, but nobody can take over:
+/// whoever tries waits, and then gets the answer.
 #[tokio::test]
 async fn p1_p7_nobody_takes_over_before_the_commit() {
     let (_file, store) = business().await;

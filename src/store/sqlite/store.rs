@@ -82,16 +82,16 @@ use crate::{
 /// Each operation reads the record, asks [`machine`] what is to become of it, and, if anything is,
 /// writes that in one statement on condition that the record is still what was read; if not, it
 /// begins again. So a replay, a conflict and a mismatch only read: they wait for no lock, and no
-/// disk. Neither a lock nor a connection is held by
-/// a call that nobody polls.
+/// disk. A call that nobody polls holds neither a lock nor a connection. Calls need a tokio
+/// runtime.
 ///
 /// SQLite has one writer at a time. Writes of one store take turns, in order; a write of another
 /// process, or of a transaction of yours, is waited for as long as the pool's `busy_timeout` says
 /// (5 s by default, also in [`open`](Self::open)), and then the store is
-/// [unavailable](StoreError::Unavailable). Keep transactions of yours short: whatever holds the
-/// write lock holds up claims and renewals too, also a process that is frozen while it has it. A call that is dropped while it waits for its turn
-/// does nothing; one that is dropped later may take effect, when the lock is free. Calls need a
-/// tokio runtime.
+/// [unavailable](StoreError::Unavailable). Whatever holds the write lock holds up claims and
+/// renewals: keep transactions of yours short. So does a process that is frozen in the middle of a
+/// write. A call that is dropped while it waits for its turn does nothing; one that is dropped
+/// later may take effect once the lock is free.
 ///
 /// # Time
 ///
@@ -111,8 +111,8 @@ use crate::{
 ///
 /// # Errors
 ///
-/// A full disk and a size beyond SQLite's limits are [`StoreError::Full`]; a file that is damaged or
-/// no database is [`StoreError::Corrupt`], and so is a row that this version does not know. All
+/// A full disk and a size beyond SQLite's limits are [`StoreError::Full`]; a file that is damaged
+/// or no database is [`StoreError::Corrupt`], and so is a row that this version does not know. All
 /// else is [`StoreError::Unavailable`]: a lock held for too long, a disk that fails, a file
 /// without rights, a table that [`migrate`](Self::migrate) has not made.
 ///
@@ -134,8 +134,8 @@ pub struct SqliteStore(Arc<Shared>);
 struct Shared {
     pool: SqlitePool,
     schema: Schema,
-    /// Whose turn it is to write to the file. SQLite's own way to wait is to try now and then, in no
-    /// order.
+    /// Whose turn it is to write to the file. SQLite's own way to wait is to try now and then, in
+    /// no order.
     turn: Arc<Mutex<()>>,
     wakes: Wakes,
     /// How far the clock was moved, in microseconds.
@@ -143,8 +143,8 @@ struct Shared {
     ahead: AtomicU64,
 }
 
-/// Held by a write until it has ended, whether somebody still waits for it or not: so what waits for
-/// another process takes one connection of the pool, and leaves the others to readers.
+/// Held by a write until it has ended, whether somebody still waits for it or not: so what waits
+/// for another process takes one connection of the pool, and leaves the others to readers.
 type Turn = OwnedMutexGuard<()>;
 
 /// How often an operation begins again because somebody else changed the record meanwhile.
@@ -287,9 +287,9 @@ impl SqliteStore {
     /// owner; its lease may have ended. Otherwise nothing is changed.
     ///
     /// The transaction holds SQLite's write lock from here on, at the latest, so no renewal comes
-    /// through until it ends, and the lease may end meanwhile. That is safe: whoever would take over
-    /// needs the same lock. Once it is free the record is completed; or the transaction was rolled
-    /// back and nothing of it happened, and then a takeover is right.
+    /// through until it ends, and the lease may end meanwhile. That is safe: whoever would take
+    /// over needs the same lock. Once it is free the record is completed; or the transaction was
+    /// rolled back and nothing of it happened, and then a takeover is right.
     ///
     /// Begin the transaction with `BEGIN IMMEDIATE`. One that begins otherwise and reads before it
     /// writes fails with [`NotCompleted::Conflict`] where somebody wrote in between. Outside of a
@@ -445,7 +445,8 @@ impl fmt::Debug for SqliteStore {
     }
 }
 
-/// Reads, and writes that answer with rows, are run to their end: a commit comes last, and may fail.
+/// Reads, and writes that answer with rows, are run to their end: a commit comes last, and may
+/// fail.
 fn parse(rows: &[SqliteRow]) -> Result<Found, StoreError> {
     match rows {
         [row] => Found::parse(row),
