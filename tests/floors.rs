@@ -325,9 +325,7 @@ fn floor(name: &str) -> Option<usize> {
         let rest = name.strip_prefix(known);
         rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
     };
-    FLOORS
-        .iter()
-        .position(|floor| floor.iter().any(|known| within(known)))
+    FLOORS.iter().position(|floor| floor.iter().any(within))
 }
 
 /// What a file belongs to. Each store is for itself.
