@@ -21,7 +21,7 @@ async fn all_say_corrupt(store: &SqliteStore, name: &str) {
     is_corrupt(store.get(&key).await);
     is_corrupt(store.wait(&key, lease.token).await);
     let mut transaction = store.pool().begin().await.unwrap();
-    let refused = transaction.complete(&store, &key, &lease, &payload, TTL);
+    let refused = transaction.complete(store, &key, &lease, &payload, TTL);
     assert!(matches!(
         refused.await,
         Err(NotCompleted::Store(StoreError::Corrupt { .. }))

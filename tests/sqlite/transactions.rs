@@ -38,7 +38,7 @@ async fn run(store: &SqliteStore, name: &str, lease: &Lease) -> Result<(), NotCo
     transfer(&mut transaction).await;
     let (key, answer) = (key(name), answer("paid"));
     transaction
-        .complete(&store, &key, lease, &answer, TTL)
+        .complete(store, &key, lease, &answer, TTL)
         .await?;
     transaction.commit().await.unwrap();
     Ok(())
