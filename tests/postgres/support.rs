@@ -50,11 +50,6 @@ impl Own {
         }
     }
 
-    /// Another store object on the same table, with connections of its own, as another process has.
-    pub(crate) async fn other(&self, connections: u32) -> PostgresStore {
-        builder(&server().pool(connections).await, &self.schema).build()
-    }
-
     pub(crate) fn table(&self) -> String {
         format!("{}.idempotency_records", self.schema)
     }

@@ -39,6 +39,7 @@ pub(crate) async fn store() -> RedisStore<MultiplexedConnection> {
 /// A connection that opens itself again.
 pub(crate) async fn managed(client: &Client) -> ConnectionManager {
     let patience = ConnectionManagerConfig::new()
+        .set_number_of_retries(1)
         .set_connection_timeout(Some(Duration::from_secs(20)))
         .set_response_timeout(Some(Duration::from_secs(20)));
     ConnectionManager::new_with_config(client.clone(), patience)

@@ -64,6 +64,11 @@ impl PostgresServer {
         self.address
     }
 
+    /// What the server wrote to its log so far.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.folder.path().join("log")).expect("a log")
+    }
+
     pub fn url(&self) -> String {
         format!("postgres://postgres@{}/postgres", self.address)
     }

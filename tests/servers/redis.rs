@@ -3,7 +3,7 @@
 use std::{
     fs::File,
     net::SocketAddr,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
     time::Duration,
 };
@@ -11,7 +11,7 @@ use std::{
 use redis::{Client, RedisResult, Value, aio::MultiplexedConnection, cmd};
 use tempfile::TempDir;
 
-use super::process::{Process, free_address, program, wait_until};
+use super::process::{Process, accepts, free_address, program, wait_until};
 
 /// One server, with data of its own.
 #[derive(Debug)]
@@ -149,7 +149,7 @@ fn cluster_address() -> SocketAddr {
     address
 }
 
-fn spawn(address: SocketAddr, options: &[String], folder: &PathBuf, forever: bool) -> Process {
+fn spawn(address: SocketAddr, options: &[String], folder: &Path, forever: bool) -> Process {
     let log = File::options()
         .create(true)
         .append(true)
@@ -168,7 +168,7 @@ fn spawn(address: SocketAddr, options: &[String], folder: &PathBuf, forever: boo
     Process::start_in(&mut command, forever.then_some(folder))
 }
 
-fn log(folder: &PathBuf) -> String {
+fn log(folder: &Path) -> String {
     std::fs::read_to_string(folder.join("log")).unwrap_or_default()
 }
 
@@ -201,7 +201,7 @@ impl RedisCluster {
     }
 
     fn of(start: impl Fn(&[&str]) -> RedisServer) -> Self {
-        let options = ["--cluster-enabled", "yes", "--cluster-node-timeout", "5000"];
+        let options = ["--cluster-enabled", "yes", "--cluster-node-timeout", "2000"];
         let nodes: Vec<_> = (0..3).map(|_| start(&options)).collect();
         let (ip, port) = (
             nodes[0].address().ip().to_string(),
@@ -240,6 +240,50 @@ impl RedisCluster {
     /// Of one node.
     pub fn client(&self) -> Client {
         self.0[1].client()
+    }
+}
+
+/// One Sentinel, which watches a primary by the name `main`.
+#[derive(Debug)]
+pub struct RedisSentinel {
+    _process: Process,
+    _folder: TempDir,
+    address: SocketAddr,
+}
+
+impl RedisSentinel {
+    /// # Panics
+    ///
+    /// If it does not start.
+    pub fn before(primary: &RedisServer) -> Self {
+        let (folder, address) = (
+            TempDir::with_prefix("redis-").expect("a folder"),
+            free_address(),
+        );
+        let (port, ip) = (primary.address().port(), primary.address().ip());
+        let settings = folder.path().join("settings");
+        let text = format!("bind {ip}\nsentinel monitor main {ip} {port} 1\n");
+        std::fs::write(&settings, text).expect("settings");
+        let mut command = Command::new(program("redis-server", "redis-server", &[]));
+        command
+            .arg(settings)
+            .args(["--sentinel", "--port", &address.port().to_string()])
+            .arg("--dir")
+            .arg(folder.path())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        let process = Process::start(&mut command);
+        wait_until("the sentinel answers", || accepts(address));
+        Self {
+            _process: process,
+            _folder: folder,
+            address,
+        }
+    }
+
+    pub fn url(&self) -> String {
+        format!("redis://{}", self.address)
     }
 }
 

@@ -17,6 +17,7 @@ use crate::{
     database::Database,
     postgres::Postgres,
     servers::process::Process,
+    sqlite::Sqlite,
 };
 
 on_each_database!(
@@ -56,7 +57,8 @@ async fn child() {
     let moment = Moment::ALL.into_iter().find(|it| it.name() == moment);
     let moment = moment.unwrap();
     match place.split_once(' ').unwrap() {
-        ("postgres", place) => runs(Postgres::at(place).await, moment).await,
+        (Postgres::KIND, place) => runs(Postgres::at(place).await, moment).await,
+        (Sqlite::KIND, place) => runs(Sqlite::at(place).await, moment).await,
         other => panic!("{other:?}"),
     }
 }

@@ -69,5 +69,14 @@ macro_rules! on_each_database {
                 }
             )*
         }
+
+        mod on_sqlite {
+            $(
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn $case() {
+                    crate::bench::soon(super::$case::<crate::sqlite::Sqlite>()).await;
+                }
+            )*
+        }
     };
 }

@@ -13,10 +13,12 @@ mod cancellation;
 mod crashes;
 mod faults;
 mod isolation;
+mod locks;
 mod outcomes;
 mod places;
 mod postgres;
 #[path = "../servers/mod.rs"]
 mod servers;
+mod sqlite;
 mod stress;
 mod takeover;

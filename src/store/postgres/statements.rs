@@ -44,7 +44,8 @@ fn readable() -> String {
          AND r.entry IN ('first', 'retry', 'takeover') \
          AND r.hash_algorithm ~ '^[!-9;-~]{{1,16}}$' AND length(r.request_hash) = 32 \
          AND length(r.owner) = 16 AND r.fencing_token >= 0 AND r.attempt > 0 \
-         AND (r.status <> 'completed' OR coalesce(r.response_code, -1) BETWEEN 0 AND 65535)"
+         AND (r.status <> 'completed' OR coalesce(r.response_code, -1) BETWEEN 0 AND 65535) \
+         AND r.created_at IS NOT NULL AND r.lease_until IS NOT NULL AND r.expires_at IS NOT NULL"
     )
 }
 
@@ -58,7 +59,8 @@ fn held(now: &str) -> String {
 fn beginning(table: &Table) -> String {
     format!(
         "WITH clock AS MATERIALIZED (SELECT clock_timestamp() + $5 AS now), \
-         seen AS MATERIALIZED (SELECT true AS found, r.* FROM {table} r WHERE {KEY})"
+         seen AS MATERIALIZED (SELECT true AS found, {COLUMNS}, r.response_body \
+         FROM {table} r WHERE {KEY})"
     )
 }
 
@@ -141,7 +143,7 @@ fn claim(table: &Table) -> String {
            created_at = CASE WHEN {expired} THEN excluded.created_at ELSE r.created_at END, \
            lease_until = excluded.lease_until, expires_at = excluded.expires_at \
          WHERE {is_claimable} \
-         RETURNING r.*), \
+         RETURNING {COLUMNS}), \
          swept AS (DELETE FROM {table} WHERE ctid = ANY (ARRAY(SELECT r.ctid FROM {table} r \
            WHERE EXISTS (SELECT FROM claimed) AND r.expires_at <= (SELECT now FROM clock) \
            AND NOT ({KEY}) ORDER BY r.expires_at LIMIT {FEW} FOR UPDATE SKIP LOCKED))) \
@@ -246,7 +248,7 @@ fn forget(table: &Table) -> String {
     let tell = tell(table, "true", "$6", "$7");
     format!(
         "WITH gone AS (DELETE FROM {table} r WHERE {KEY} \
-         RETURNING r.expires_at > clock_timestamp() + $5 AS live) SELECT live, {tell} FROM gone"
+         RETURNING coalesce(r.expires_at > clock_timestamp() + $5, true) AS live) SELECT live, {tell} FROM gone"
     )
 }
 

@@ -11,7 +11,10 @@ use super::{
 use crate::{
     key::StoreKey,
     record::{Lease, Payload},
-    store::{DatabaseTransaction, NotCommitted, NotCompleted, sql::whole},
+    store::{
+        sql::whole,
+        transaction::{DatabaseTransaction, NotCommitted, NotCompleted},
+    },
 };
 
 #[cfg_attr(docsrs, doc(cfg(feature = "postgres")))]
