@@ -22,6 +22,7 @@ use crate::{
     },
     database::Database,
     postgres::{Postgres, server},
+    sqlite::Sqlite,
 };
 
 on_each_database!(
@@ -270,6 +271,61 @@ async fn p7_a_savepoint_is_no_transaction() {
         seen.is(Outcome::Failed, 500, "Store");
         bench.holds("k", Some((State::Failed, 1)), &[]).await;
         bench.can_be_done("k", 2).await;
+    })
+    .await;
+}
+
+/// P7: as on PostgreSQL.
+#[tokio::test]
+async fn p7_a_savepoint_of_sqlite_is_no_transaction() {
+    soon(async {
+        let bench = Bench::over(Sqlite::new().await);
+        let nested = handler(|database: Sqlite, execution| async move {
+            let mut outer = database.begin().await.unwrap();
+            let inner = Connection::begin(&mut *outer).await.unwrap();
+            let mut inner = execution.transaction(inner).unwrap();
+            let written = database.insert(&mut inner, execution.key(), "half");
+            written.await.unwrap();
+            let committed = commit(inner, &execution).await;
+            drop(outer);
+            told(committed)
+        });
+        let seen = bench.send("k", &nested).await;
+        seen.is(Outcome::Failed, 500, "Store");
+        bench.holds("k", Some((State::Failed, 1)), &[]).await;
+        bench.can_be_done("k", 2).await;
+    })
+    .await;
+}
+
+/// P7: a transaction of PostgreSQL, and records in SQLite, or the other way round.
+#[tokio::test]
+async fn p7_a_transaction_of_the_other_kind_is_refused() {
+    soon(async {
+        let (postgres, sqlite) = (Postgres::new().await, Sqlite::new().await);
+        let bench = Bench::over(sqlite.clone());
+        let elsewhere = postgres.clone();
+        let astray = handler(move |_: Sqlite, execution| {
+            let elsewhere = elsewhere.clone();
+            async move { told(pay(&elsewhere, &execution).await) }
+        });
+        let seen = bench.send("k", &astray).await;
+        seen.is(Outcome::Failed, 500, "OtherStore");
+        bench.can_be_done("k", 2).await;
+
+        let bench = Bench::over(postgres.clone());
+        let elsewhere = sqlite.clone();
+        let astray = handler(move |_: Postgres, execution| {
+            let elsewhere = elsewhere.clone();
+            async move { told(pay(&elsewhere, &execution).await) }
+        });
+        let seen = bench.send("other", &astray).await;
+        seen.is(Outcome::Failed, 500, "OtherStore");
+        bench.can_be_done("other", 2).await;
+        assert_eq!(
+            (postgres.rows().await.len(), sqlite.rows().await.len()),
+            (1, 1)
+        );
     })
     .await;
 }
