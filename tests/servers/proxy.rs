@@ -3,7 +3,7 @@
 use std::{
     net::SocketAddr,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
     },
 };
@@ -25,8 +25,9 @@ pub struct Proxy {
     accepting: tokio::task::AbortHandle,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Shared {
+    server: Mutex<SocketAddr>,
     cut: Notify,
     refusing: AtomicBool,
     connections: AtomicU64,
@@ -39,8 +40,16 @@ impl Proxy {
     pub async fn before(server: SocketAddr) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
-        let shared = Arc::new(Shared::default());
-        let accepting = tokio::spawn(accept(listener, server, Arc::clone(&shared))).abort_handle();
+        let shared = Arc::new(Shared {
+            server: Mutex::new(server),
+            cut: Notify::new(),
+            refusing: AtomicBool::default(),
+            connections: AtomicU64::default(),
+            round_trips: AtomicU64::default(),
+            to_server: AtomicU64::default(),
+            to_client: AtomicU64::default(),
+        });
+        let accepting = tokio::spawn(accept(listener, Arc::clone(&shared))).abort_handle();
         Self {
             address,
             shared,
@@ -55,6 +64,11 @@ impl Proxy {
     /// Closes every connection there is. New ones are accepted.
     pub fn cut(&self) {
         self.shared.cut.notify_waiters();
+    }
+
+    /// Leads new connections to another server, as an address does that follows a failover.
+    pub fn lead_to(&self, server: SocketAddr) {
+        *self.shared.server.lock().expect("no panic") = server;
     }
 
     /// Whether new connections are closed at once.
@@ -86,12 +100,13 @@ impl Drop for Proxy {
     }
 }
 
-async fn accept(listener: TcpListener, server: SocketAddr, shared: Arc<Shared>) {
+async fn accept(listener: TcpListener, shared: Arc<Shared>) {
     while let Ok((client, _)) = listener.accept().await {
         if shared.refusing.load(SeqCst) {
             continue;
         }
         shared.connections.fetch_add(1, SeqCst);
+        let server = *shared.server.lock().expect("no panic");
         tokio::spawn(forward(client, server, Arc::clone(&shared)));
     }
 }
