@@ -136,8 +136,8 @@ impl fmt::Display for Reason {
 #[cfg(feature = "redis")]
 pub(crate) use events::evicting;
 pub(crate) use events::{
-    Span, claimed, detached_limit, not_committed, not_encoded, not_given_back, outcome,
-    store_error, superseded, unreadable,
+    Span, claimed, detached_limit, near_answers, near_fails, not_committed, not_encoded,
+    not_given_back, outcome, store_error, superseded, unreadable,
 };
 
 /// Whether anybody can hear of what is told here.
@@ -241,6 +241,22 @@ mod events {
         );
     }
 
+    pub(crate) fn near_fails(key: &StoreKey, operation: &'static str, error: &StoreError) {
+        let error: &(dyn Error + 'static) = error;
+        event!(
+            target: TARGET,
+            Level::WARN,
+            key = key.log_id(),
+            operation,
+            error,
+            "the near store fails: the far one answers, and this is told once until it is over"
+        );
+    }
+
+    pub(crate) fn near_answers() {
+        event!(target: TARGET, Level::INFO, "the near store answers again");
+    }
+
     pub(crate) fn detached_limit() {
         event!(
             target: TARGET,
@@ -302,6 +318,8 @@ mod events {
     pub(crate) fn not_committed(_: &StoreKey) {}
     pub(crate) fn superseded(_: &StoreKey) {}
     pub(crate) fn not_given_back(_: &StoreKey) {}
+    pub(crate) fn near_fails(_: &StoreKey, _: &'static str, _: &StoreError) {}
+    pub(crate) fn near_answers() {}
     pub(crate) fn detached_limit() {}
     #[cfg(feature = "redis")]
     pub(crate) fn evicting(_: &'static str, _: &str) {}

@@ -20,7 +20,10 @@ use tower_idempotency::{
     Claim, ClaimRequest, Entry, FencingToken, Lease, OwnerId, Payload, Record, Snapshot, State,
     Store, StoreError, StoreKey, Timestamp,
     machine::{self, Change, Step},
-    testing::store::{self as suite, Fixture},
+    testing::{
+        differential,
+        store::{self as suite, Corruption, Fixture},
+    },
 };
 
 /// Each fault, and cases that catch it.
@@ -31,6 +34,8 @@ macro_rules! faults {
             None,
             $($fault),*
         }
+
+        const ALL: &[Fault] = &[$(Fault::$fault),*];
 
         #[tokio::test(start_paused = true)]
         async fn each_fault_is_caught() {
@@ -46,12 +51,21 @@ macro_rules! faults {
 faults! {
     // Atomicity: S10, S15, U01.
     ClaimsInTwoSteps: fifty_claimers_have_one_winner;
-    ClaimsFailedInTwoSteps: fifty_claimers_of_a_failed_key_have_one_winner;
+    ClaimsFailedInTwoSteps:
+        fifty_claimers_of_a_failed_key_have_one_winner
+        attempts_in_turn_are_all_counted;
+    ClaimsExpiredInTwoSteps: fifty_claimers_of_an_expired_key_have_one_winner;
+    ClaimsOneKeyAtATime: claimers_of_many_keys_have_one_winner_each;
+    CompletesInTwoSteps: a_claim_beside_a_late_completion_has_one_winner;
 
     // Keys: U02, U28.
     FoldsCase: keys_are_opaque;
     TrimsKeys: keys_are_opaque;
     CutsKeys: keys_are_opaque;
+    CutsHugeKeys: keys_are_opaque;
+    EndsKeysAtNul: keys_are_opaque;
+    StripsQuotes: keys_are_opaque;
+    DecodesKeys: keys_are_opaque;
     DropsScope: keys_are_opaque;
 
     // Payloads of requests: S07, U26, U37.
@@ -60,6 +74,8 @@ faults! {
     ConflictBeforeMismatch:
         another_payload_is_a_mismatch_in_every_state
         another_algorithm_is_told_so_in_every_state;
+    ExpiredKeepsItsOwner: an_expired_record_is_as_good_as_absent;
+    ExpiredIsForgotten: an_expired_record_is_as_good_as_absent;
     MismatchOnExpired: an_expired_record_takes_any_payload;
 
     // Stale owners: P6, U12.
@@ -85,6 +101,8 @@ faults! {
     RenewsFromTheOldEnd: a_renewal_moves_the_lease_and_the_record;
     ReadsItsOwnClock: the_clock_is_the_stores;
     OneTtlForAll: short_times_to_live_pass_beside_long_ones;
+    FirstTtlStays: the_last_time_to_live_counts;
+    LongestTtlStays: the_last_time_to_live_counts;
 
     // What a record remembers: P5, S08.
     TokensStartAgain: tokens_grow_whatever_happens;
@@ -143,7 +161,10 @@ faults! {
     EntryIsLost: a_takeover_given_back_is_abandoned_again;
 
     // Answers: S23, U06.
-    CutsPayloads: an_answer_comes_back_byte_for_byte;
+    CutsPayloads:
+        an_answer_comes_back_byte_for_byte
+        an_answer_of_eight_mebibytes_comes_back;
+    CutsLargePayloads: an_answer_of_eight_mebibytes_comes_back;
     PayloadsAreText: an_answer_comes_back_byte_for_byte;
     CodesAreStatusCodes: an_answer_comes_back_byte_for_byte;
     NotReplayableIsLost: an_answer_that_cannot_be_replayed_is_kept_as_such;
@@ -158,8 +179,31 @@ faults! {
     WaitIgnoresOtherClaims:
         a_wait_returns_at_once_if_it_is_over
         a_wait_ends_with_each_kind_of_end;
-    WaitWakesOne: a_hundred_waits_end_together;
+    WaitWakesOne: a_hundred_waits_end_together waits_end_each_with_its_own_key;
+    WaitEndsWithAnyKey: waits_end_each_with_its_own_key;
     DroppedWaitFrees: a_dropped_wait_changes_nothing;
+
+    // Records that cannot be read: U18, U19.
+    UnreadableIsAbsent:
+        a_record_cut_short_is_an_error
+        a_record_of_an_unknown_version_is_an_error
+        a_garbled_record_is_an_error;
+    UnreadableIsUnavailable: a_record_cut_short_is_an_error;
+    UnreadablePanics: a_garbled_record_is_an_error;
+    VersionIsNotRead: a_record_of_an_unknown_version_is_an_error;
+    UnreadableIsReplaced: a_garbled_record_is_an_error;
+    UnreadableIsRemoved: a_record_cut_short_is_an_error;
+    UnreadableToOwnersOnly: a_record_cut_short_is_an_error;
+    UnreadableTellsTheKey: a_garbled_record_is_an_error;
+    UnreadableStays: an_unreadable_record_is_forgotten;
+    UnreadableIsNotThere: an_unreadable_record_is_forgotten;
+    UnreadableSpoilsTheShelf: an_unreadable_record_does_others_no_harm;
+    SaysNothingOfCorruption:
+        a_record_cut_short_is_an_error
+        a_record_of_an_unknown_version_is_an_error
+        a_garbled_record_is_an_error
+        an_unreadable_record_is_forgotten
+        an_unreadable_record_does_others_no_harm;
 }
 
 /// The machine behind one lock, with a fault.
@@ -169,7 +213,10 @@ struct Broken(Arc<Shared>);
 struct Shared {
     fault: Fault,
     records: Mutex<HashMap<String, Record>>,
+    /// What cannot be read, by the name of its record.
+    damaged: Mutex<HashMap<String, Corruption>>,
     changed: Notify,
+    claiming: tokio::sync::Mutex<()>,
     start: Instant,
     ahead: AtomicU64,
 }
@@ -181,7 +228,9 @@ impl Broken {
         Self(Arc::new(Shared {
             fault,
             records: Mutex::default(),
+            damaged: Mutex::default(),
             changed: Notify::new(),
+            claiming: tokio::sync::Mutex::default(),
             start: Instant::now(),
             ahead: AtomicU64::new(1_000_000_000),
         }))
@@ -215,9 +264,78 @@ impl Broken {
             Fault::FoldsCase => text.to_lowercase(),
             Fault::TrimsKeys => text.trim_end().to_owned(),
             Fault::CutsKeys => text.chars().take(255).collect(),
+            Fault::CutsHugeKeys => text.chars().take(50_000).collect(),
+            Fault::EndsKeysAtNul => text.split('\0').next().unwrap_or_default().to_owned(),
+            Fault::StripsQuotes => text.replace(['\'', '"'], ""),
+            Fault::DecodesKeys => text.replace("%3A", ":").replace("%23", "#"),
             Fault::DropsScope => key.parts().key.to_owned(),
             _ => text.to_owned(),
         }
+    }
+
+    /// The hook of the fixture.
+    fn damage(&self) -> impl Fn(StoreKey, Corruption) -> Ready<()> + use<> {
+        let store = self.clone();
+        move |key, how| {
+            let unseen = store.has(Fault::VersionIsNotRead) && how == Corruption::UnknownVersion;
+            if !unseen {
+                store
+                    .0
+                    .damaged
+                    .lock()
+                    .unwrap()
+                    .insert(store.name(&key), how);
+            }
+            ready(())
+        }
+    }
+
+    /// Whether the record can be read, if there is one.
+    fn check(&self, key: &StoreKey, owner: Option<OwnerId>) -> Result<(), StoreError> {
+        let name = self.name(key);
+        let now = self.now();
+        let record = self.read(key);
+        let mut damaged = self.0.damaged.lock().unwrap();
+        if self.has(Fault::UnreadableSpoilsTheShelf) && !damaged.is_empty() {
+            return Err(StoreError::corrupt("toy", "one of many"));
+        }
+        let Some(how) = damaged.get(&name).copied() else {
+            return Ok(());
+        };
+        if !record.as_ref().is_some_and(|record| record.is_live(now)) {
+            damaged.remove(&name);
+            return Ok(());
+        }
+        match self.0.fault {
+            Fault::UnreadableIsAbsent => {
+                damaged.remove(&name);
+                drop(damaged);
+                self.0.records.lock().unwrap().remove(&name);
+                return Ok(());
+            }
+            Fault::UnreadableIsUnavailable => {
+                return Err(StoreError::unavailable("toy", "something is wrong"));
+            }
+            Fault::UnreadablePanics => {
+                drop(damaged);
+                panic!("index out of bounds");
+            }
+            Fault::UnreadableIsRemoved => {
+                damaged.remove(&name);
+                drop(damaged);
+                self.0.records.lock().unwrap().remove(&name);
+            }
+            Fault::UnreadableToOwnersOnly
+                if owner.is_some() && owner != record.map(|record| record.owner) =>
+            {
+                return Err(StoreError::Superseded);
+            }
+            Fault::UnreadableTellsTheKey => {
+                return Err(StoreError::corrupt("toy", key.as_str()));
+            }
+            _ => {}
+        }
+        Err(StoreError::corrupt("toy", format!("{how:?}")))
     }
 
     fn read(&self, key: &StoreKey) -> Option<Record> {
@@ -300,6 +418,21 @@ impl Broken {
             Fault::EmptyCheckpointIsNone => {
                 record.checkpoint = record.checkpoint.take().filter(|b| !b.is_empty())
             }
+            Fault::FirstTtlStays => {
+                if let Some(old) = old.filter(|_| record.state != State::InProgress) {
+                    record.expires_at = now + old.expires_at.since(old.lease_until);
+                }
+            }
+            Fault::LongestTtlStays => {
+                if let Some(old) = old {
+                    record.expires_at = record.expires_at.max(old.expires_at);
+                }
+            }
+            Fault::CutsLargePayloads => {
+                if let Some(payload) = &mut record.payload {
+                    payload.bytes.truncate(4 << 20);
+                }
+            }
             Fault::CutsPayloads => {
                 if let Some(payload) = &mut record.payload {
                     payload.bytes.truncate(1 << 16);
@@ -347,6 +480,7 @@ impl Broken {
 #[async_trait]
 impl Store for Broken {
     async fn claim(&self, key: &StoreKey, request: &ClaimRequest) -> Result<Claim, StoreError> {
+        self.check(key, None)?;
         let mut request = *request;
         let now = self.now();
         let found = self.read(key);
@@ -373,6 +507,19 @@ impl Store for Broken {
         }
         let open = match self.0.fault {
             Fault::ClaimsInTwoSteps => live.is_none(),
+            Fault::ClaimsExpiredInTwoSteps => found.is_some() && live.is_none(),
+            Fault::ClaimsOneKeyAtATime => {
+                let held = self.0.claiming.try_lock();
+                yield_now().await;
+                match held {
+                    Ok(_held) => false,
+                    Err(_) => {
+                        return Ok(Claim::InProgress {
+                            token: FencingToken::from_u64(1),
+                        });
+                    }
+                }
+            }
             Fault::ClaimsFailedInTwoSteps => {
                 live.is_some_and(|record| record.state == State::Failed)
             }
@@ -416,6 +563,7 @@ impl Store for Broken {
         ttl: Duration,
         checkpoint: Option<Bytes>,
     ) -> Result<(), StoreError> {
+        self.check(key, Some(lease.owner))?;
         let lease = self.proof(key, lease, Fault::StaleOwnerRenews);
         let renewed = self.apply(key, |record, now| {
             let mut step = machine::renew(record, now, &lease, lease_for, ttl, checkpoint.clone());
@@ -450,8 +598,21 @@ impl Store for Broken {
         payload: &Payload,
         ttl: Duration,
     ) -> Result<(), StoreError> {
+        match self.check(key, Some(lease.owner)) {
+            Err(_) if self.has(Fault::UnreadableIsReplaced) => {
+                self.0.damaged.lock().unwrap().remove(&self.name(key));
+            }
+            checked => checked?,
+        }
         let lease = self.proof(key, lease, Fault::StaleOwnerCompletes);
+        let seen = self.read(key);
+        if self.has(Fault::CompletesInTwoSteps) {
+            yield_now().await;
+        }
         let completed = self.apply(key, |record, now| {
+            if self.has(Fault::CompletesInTwoSteps) {
+                return machine::complete(seen.as_ref(), now, &lease, payload, ttl);
+            }
             let live = record.filter(|record| record.is_live(now));
             let own = live.is_some_and(|record| record.owner == lease.owner);
             let mut lease = lease;
@@ -487,12 +648,20 @@ impl Store for Broken {
     }
 
     async fn fail(&self, key: &StoreKey, lease: &Lease, ttl: Duration) -> Result<(), StoreError> {
+        self.check(key, Some(lease.owner))?;
         let lease = self.proof(key, lease, Fault::StaleOwnerFails);
         let state = self.state(key);
         if self.has(Fault::SecondFailureIsRefused) && state != Some(State::InProgress) {
             return Err(StoreError::Gone);
         }
         let failed = self.apply(key, |record, now| {
+            let of_another = record.is_some_and(|record| record.owner != lease.owner);
+            if self.has(Fault::ExpiredKeepsItsOwner) && of_another {
+                return Step {
+                    change: Change::Keep,
+                    reply: Err(machine::Refused::Superseded),
+                };
+            }
             let record = record.cloned().map(|mut record| {
                 if self.has(Fault::FailureUndoesCompletion) {
                     record.state = State::InProgress;
@@ -511,6 +680,7 @@ impl Store for Broken {
         lease: &Lease,
         ttl: Duration,
     ) -> Result<(), StoreError> {
+        self.check(key, Some(lease.owner))?;
         let lease = self.proof(key, lease, Fault::StaleOwnerReleases);
         let state = self.state(key);
         let released = self.apply(key, |record, now| {
@@ -538,6 +708,7 @@ impl Store for Broken {
         lease: &Lease,
         ttl: Duration,
     ) -> Result<(), StoreError> {
+        self.check(key, Some(lease.owner))?;
         let lease = self.proof(key, lease, Fault::StrangerGivesBack);
         let given = self.apply(key, |record, now| {
             let held = record.filter(|record| {
@@ -593,6 +764,7 @@ impl Store for Broken {
     }
 
     async fn get(&self, key: &StoreKey) -> Result<Option<Snapshot>, StoreError> {
+        self.check(key, None)?;
         if self.has(Fault::ExpiryMovesOnReading) {
             self.apply(key, |record, now| Step {
                 change: match record {
@@ -615,8 +787,19 @@ impl Store for Broken {
         if self.has(Fault::ForgetSparesRunning) && self.state(key) == Some(State::InProgress) {
             return Ok(false);
         }
+        let damaged = self.0.damaged.lock().unwrap().contains_key(&self.name(key));
+        if damaged && self.has(Fault::UnreadableStays) {
+            return self.check(key, None).map(|()| false);
+        }
+        self.0.damaged.lock().unwrap().remove(&self.name(key));
+        let was_there = self.read(key).is_some();
         let forgotten = self.apply(key, machine::forget);
-        Ok(forgotten || self.has(Fault::ForgetTellsNothing))
+        Ok(match self.0.fault {
+            Fault::UnreadableIsNotThere if damaged => false,
+            Fault::ForgetTellsNothing => true,
+            Fault::ExpiredIsForgotten => was_there,
+            _ => forgotten,
+        })
     }
 
     async fn wait(
@@ -659,6 +842,11 @@ impl Store for Broken {
                     self.0.changed.notified().await;
                 }
                 Fault::WaitIgnoresTheLease => changed.await,
+                Fault::WaitEndsWithAnyKey => {
+                    let _ = tokio::time::timeout(left, changed).await;
+                    std::mem::forget(guard);
+                    return Ok(None);
+                }
                 _ => {
                     let _ = tokio::time::timeout(left, changed).await;
                 }
@@ -670,13 +858,76 @@ impl Store for Broken {
 
 fn fixture(fault: Fault) -> Fixture<Broken> {
     let store = Broken::new(fault);
-    let advance = store.advance();
-    Fixture::new(store, advance)
+    let (advance, damage) = (store.advance(), store.damage());
+    let fixture = Fixture::new(store, advance);
+    match fault {
+        Fault::SaysNothingOfCorruption => fixture,
+        _ => fixture.with_corruption(damage),
+    }
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_store_without_a_fault_passes() {
     suite::run_all(|| ready(fixture(Fault::None))).await;
+}
+
+/// What random operations of one caller at a time, on three keys, do not show: races, other keys,
+/// large answers, wakes, and records that are damaged from outside.
+const NOT_FOUND_BY_CHANCE: &[Fault] = &[
+    Fault::ClaimsInTwoSteps,
+    Fault::ClaimsFailedInTwoSteps,
+    Fault::ClaimsExpiredInTwoSteps,
+    Fault::ClaimsOneKeyAtATime,
+    Fault::CompletesInTwoSteps,
+    Fault::FoldsCase,
+    Fault::TrimsKeys,
+    Fault::CutsKeys,
+    Fault::CutsHugeKeys,
+    Fault::EndsKeysAtNul,
+    Fault::StripsQuotes,
+    Fault::DecodesKeys,
+    Fault::DropsScope,
+    Fault::GiveBackWakesNobody,
+    Fault::CutsPayloads,
+    Fault::CutsLargePayloads,
+    Fault::WaitMissesEnds,
+    Fault::WaitIgnoresTheLease,
+    Fault::WaitWakesOne,
+    Fault::WaitEndsWithAnyKey,
+    Fault::UnreadableIsAbsent,
+    Fault::UnreadableIsUnavailable,
+    Fault::UnreadablePanics,
+    Fault::VersionIsNotRead,
+    Fault::UnreadableIsReplaced,
+    Fault::UnreadableIsRemoved,
+    Fault::UnreadableToOwnersOnly,
+    Fault::UnreadableTellsTheKey,
+    Fault::UnreadableStays,
+    Fault::UnreadableIsNotThere,
+    Fault::UnreadableSpoilsTheShelf,
+    Fault::SaysNothingOfCorruption,
+];
+
+/// Whether the differential test finds it. Each run draws other operations.
+async fn differs(fault: Fault, runs: usize) -> bool {
+    for _ in 0..runs {
+        let run = AssertUnwindSafe(differential::run(|| ready(fixture(fault))));
+        if run.catch_unwind().await.is_err() {
+            return true;
+        }
+    }
+    false
+}
+
+/// The differential test finds every other fault by itself, whatever cases there are.
+#[tokio::test(start_paused = true)]
+async fn most_faults_are_found_by_chance() {
+    assert!(!differs(Fault::None, 1).await);
+    for fault in ALL {
+        if !NOT_FOUND_BY_CHANCE.contains(fault) {
+            assert!(differs(*fault, 5).await, "{fault:?}");
+        }
+    }
 }
 
 /// All but `wait`, which is left to the contract's default body.
@@ -744,8 +995,8 @@ impl Store for Polling {
 async fn the_default_wait_passes() {
     suite::run_all(|| {
         let store = Broken::new(Fault::None);
-        let advance = store.advance();
-        ready(Fixture::new(Polling(store), advance))
+        let (advance, damage) = (store.advance(), store.damage());
+        ready(Fixture::new(Polling(store), advance).with_corruption(damage))
     })
     .await;
 }

@@ -27,8 +27,9 @@ const FLOORS: &[&[&str]] = &[
         "store/memory",
         "store/postgres",
         "store/redis",
+        "store/tiered",
         "engine",
-        "testing/store",
+        "testing",
     ],
     &["server", "function"],
 ];

@@ -14,7 +14,9 @@ use bytes::Bytes;
 use futures::FutureExt;
 use tower_idempotency::{
     Claim, ClaimRequest, Fingerprint, Lease, MemoryStore, OwnerId, Payload, State, Store,
-    StoreError, StoreKey, store::WhenFull, testing::store::Fixture,
+    StoreError, StoreKey,
+    store::WhenFull,
+    testing::{differential, store::Fixture},
 };
 
 fn fixture<S: Store>(wrap: impl Fn(MemoryStore) -> S) -> Fixture<S> {
@@ -24,6 +26,7 @@ fn fixture<S: Store>(wrap: impl Fn(MemoryStore) -> S) -> Fixture<S> {
         clock.advance_clock(by);
         ready(())
     })
+    .incorruptible()
 }
 
 mod bare {
@@ -57,9 +60,15 @@ mod on_many_threads {
 mod on_paused_time {
     use tower_idempotency::{MemoryStore, testing::store::Fixture};
     tower_idempotency::store_conformance!(
-        Fixture::new(MemoryStore::new(), tokio::time::advance);
+        Fixture::new(MemoryStore::new(), tokio::time::advance).incorruptible();
         start_paused = true
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn it_agrees_with_the_machine() {
+    differential::run(|| ready(fixture(|store| store))).await;
+    differential::run(|| ready(Fixture::new(MemoryStore::new(), tokio::time::advance))).await;
 }
 
 const LEASE: Duration = Duration::from_secs(30);

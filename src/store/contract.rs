@@ -48,8 +48,9 @@ use crate::{
 ///
 /// # Proving a store
 ///
-/// The feature `testing` has a suite of cases that every store of this crate passes:
-/// `tower_idempotency::testing::store`.
+/// The feature `testing` has a suite of cases that every store of this crate passes,
+/// `tower_idempotency::testing::store`, and a test that compares a store with the machine over random
+/// operations, `tower_idempotency::testing::differential`.
 ///
 /// # Wrapping
 ///

@@ -8,6 +8,7 @@ mod postgres;
 mod redis;
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
 mod sql;
+mod tiered;
 mod transaction;
 #[cfg(any(feature = "redis", feature = "postgres"))]
 #[cfg_attr(
@@ -29,4 +30,5 @@ pub use postgres::{PostgresStore, PostgresStoreBuilder};
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
 #[cfg_attr(docsrs, doc(cfg(any(feature = "postgres", feature = "sqlite"))))]
 pub use sql::InvalidName;
+pub use tiered::Tiered;
 pub use transaction::{DatabaseTransaction, NotCommitted, NotCompleted};

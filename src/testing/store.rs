@@ -15,6 +15,7 @@
 //!         clock.advance_clock(by);
 //!         std::future::ready(())
 //!     })
+//!     .incorruptible()
 //! }
 //!
 //! mod memory {
@@ -33,6 +34,16 @@
 //! The store's clock moves by itself too, and each call takes a while: edges are looked at from a
 //! few seconds before and after. The exact edges are [`machine`]'s. Cases wait in
 //! tokio's time, so they run under a paused clock where the store does.
+//!
+//! No case can tell whether a store reads its client's clock, since nobody moves that of one process
+//! in part. Run a client in a process of its own whose clock is off, with `libfaketime` say.
+//!
+//! # Records that cannot be read
+//!
+//! A store that keeps bytes outside of its process can find a record there that it does not
+//! understand. Its fixture says how such a record comes about ([`Fixture::with_corruption`]); the
+//! fixture of a store that keeps values says that it cannot ([`Fixture::incorruptible`]). One that
+//! says neither fails the cases.
 
 use std::{any::Any, fmt, future::Future, pin::pin, sync::Arc, time::Duration};
 
@@ -55,7 +66,33 @@ use crate::{
 pub struct Fixture<S> {
     store: Arc<S>,
     advance: Box<dyn Fn(Duration) -> BoxFuture<'static, ()> + Send + Sync>,
+    corrupt: Corrupt,
     guard: Option<Box<dyn Any + Send>>,
+}
+
+enum Corrupt {
+    Unsaid,
+    Never,
+    By(Box<dyn Fn(StoreKey, Corruption) -> BoxFuture<'static, ()> + Send + Sync>),
+}
+
+/// What is wrong with a record that cannot be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Corruption {
+    /// It ends too early: some of its bytes, or one of the fields that every record has, are
+    /// missing.
+    CutShort,
+    /// Its layout is of a version that this build does not know: that of a later release. A layout
+    /// without a version has its state replaced by one that does not exist.
+    UnknownVersion,
+    /// All is there, and something in it makes no sense: a fingerprint of the wrong length, say, or
+    /// a number that is none.
+    Garbled,
+}
+
+impl Corruption {
+    const ALL: [Self; 3] = [Self::CutShort, Self::UnknownVersion, Self::Garbled];
 }
 
 impl<S: Store> Fixture<S> {
@@ -69,8 +106,32 @@ impl<S: Store> Fixture<S> {
         Self {
             store: Arc::new(store),
             advance: Box::new(move |by| advance(by).boxed()),
+            corrupt: Corrupt::Unsaid,
             guard: None,
         }
+    }
+
+    /// How the record of a key, which is there, is made unreadable behind the store's back.
+    ///
+    /// A store of two layers has it damaged, or removed, in both.
+    #[must_use]
+    pub fn with_corruption<F>(
+        mut self,
+        corrupt: impl Fn(StoreKey, Corruption) -> F + Send + Sync + 'static,
+    ) -> Self
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        self.corrupt = Corrupt::By(Box::new(move |key, how| corrupt(key, how).boxed()));
+        self
+    }
+
+    /// Says that no record can be unreadable: the store keeps values of this process, and no
+    /// bytes that it would have to understand.
+    #[must_use]
+    pub fn incorruptible(mut self) -> Self {
+        self.corrupt = Corrupt::Never;
+        self
     }
 
     /// Keeps `guard` until the case is over: a server, or a directory.
@@ -103,6 +164,7 @@ impl<S> fmt::Debug for Fixture<S> {
 /// #         clock.advance_clock(by);
 /// #         std::future::ready(())
 /// #     })
+/// #     .incorruptible()
 /// # }
 /// mod one_thread {
 ///     tower_idempotency::store_conformance!(super::fixture(); start_paused = true);
@@ -135,12 +197,17 @@ macro_rules! store_conformance {
             fifty_claimers_have_one_winner
             fifty_claimers_of_a_failed_key_have_one_winner
             fifty_claimers_of_an_abandoned_key_have_one_winner
+            fifty_claimers_of_an_expired_key_have_one_winner
+            claimers_of_many_keys_have_one_winner_each
+            attempts_in_turn_are_all_counted
             a_claim_beside_a_completion_is_never_granted
+            a_claim_beside_a_late_completion_has_one_winner
             keys_do_not_meddle
             keys_are_opaque
             another_payload_is_a_mismatch_in_every_state
             another_algorithm_is_told_so_in_every_state
             an_expired_record_takes_any_payload
+            an_expired_record_is_as_good_as_absent
             the_lease_ends_when_it_says
             the_record_ends_when_it_says
             a_claimed_record_outlives_its_lease
@@ -152,6 +219,7 @@ macro_rules! store_conformance {
             a_tiny_lease_ends
             a_zero_time_to_live_has_ended
             the_longest_times_saturate
+            the_last_time_to_live_counts
             the_clock_is_the_stores
             a_checkpoint_stays_until_replaced
             a_checkpoint_outlives_failure_and_takeover
@@ -162,6 +230,7 @@ macro_rules! store_conformance {
             a_completion_is_good_where_the_record_is_lost
             a_completion_is_good_after_a_failure
             an_answer_comes_back_byte_for_byte
+            an_answer_of_eight_mebibytes_comes_back
             an_answer_that_cannot_be_replayed_is_kept_as_such
             a_failed_key_is_claimed_at_once
             a_failure_sent_again_changes_nothing
@@ -194,6 +263,12 @@ macro_rules! store_conformance {
             a_wait_misses_no_end
             a_dropped_wait_changes_nothing
             a_hundred_waits_end_together
+            waits_end_each_with_its_own_key
+            a_record_cut_short_is_an_error
+            a_record_of_an_unknown_version_is_an_error
+            a_garbled_record_is_an_error
+            an_unreadable_record_is_forgotten
+            an_unreadable_record_does_others_no_harm
         }
     };
 }
@@ -258,8 +333,24 @@ impl<S: Store> Fixture<S> {
         Key { fixture: self, key }
     }
 
-    async fn advance(&self, by: Duration) {
+    pub(super) fn store(&self) -> &S {
+        &self.store
+    }
+
+    pub(super) async fn advance(&self, by: Duration) {
         (self.advance)(by).await;
+    }
+
+    /// In which ways a record can be unreadable.
+    fn corruptions(&self) -> &'static [Corruption] {
+        match self.corrupt {
+            Corrupt::Unsaid => panic!(
+                "the fixture should say how a record is made unreadable (`with_corruption`), \
+                 or that none can be (`incorruptible`)"
+            ),
+            Corrupt::Never => &[],
+            Corrupt::By(_) => &Corruption::ALL,
+        }
     }
 }
 
@@ -558,6 +649,83 @@ pub async fn fifty_claimers_of_an_abandoned_key_have_one_winner<S: Store>(fixtur
     }
 }
 
+/// S05, S10: of fifty who claim at once the key of an expired record, one gets it, as if it were new.
+pub async fn fifty_claimers_of_an_expired_key_have_one_winner<S: Store>(fixture: Fixture<S>) {
+    for state in Reached::ALL {
+        fixture.key(&state.name()).bring(state).await;
+    }
+    fixture.advance(LEASE + TTL + MARGIN).await;
+    for state in Reached::ALL {
+        let winner = fifty_claim(&fixture.key(&state.name())).await;
+        assert_eq!((winner.entry, winner.lease.attempt), (Entry::First, 1));
+    }
+}
+
+/// S10, U28: of those who claim many keys at once, each key has one that gets it.
+pub async fn claimers_of_many_keys_have_one_winner_each<S: Store>(fixture: Fixture<S>) {
+    let (keys, each) = (20, 5);
+    let barrier = Arc::new(Barrier::new(keys * each));
+    let tasks: Vec<_> = (0..keys * each)
+        .map(|n| {
+            let (store, barrier) = (fixture.store.clone(), barrier.clone());
+            let key = key_of(&(n % keys).to_string());
+            tokio::spawn(async move {
+                barrier.wait().await;
+                (n % keys, store.claim(&key, &request()).await)
+            })
+        })
+        .collect();
+    let mut granted = vec![0; keys];
+    for task in tasks {
+        let (key, claim) = task.await.expect("a claim does not panic");
+        match claim.expect("a claim is answered") {
+            Claim::Claimed(_) => granted[key] += 1,
+            Claim::InProgress { .. } => {}
+            other => panic!("neither granted nor held: {other:?}"),
+        }
+    }
+    assert_eq!(granted, vec![1; keys], "claims that were granted, by key");
+}
+
+/// P1, S30: ten who want a key again and again get it one after the other: every attempt is counted
+/// once, with a greater token than the one before.
+pub async fn attempts_in_turn_are_all_counted<S: Store>(fixture: Fixture<S>) {
+    let key = fixture.key("k");
+    let tasks: Vec<_> = (0..10)
+        .map(|_| {
+            let (store, key) = (fixture.store.clone(), key.key.clone());
+            tokio::spawn(async move {
+                let mut granted = Vec::new();
+                while granted.len() < 5 {
+                    let claim = store.claim(&key, &request()).await;
+                    match claim.expect("a claim is answered") {
+                        Claim::Claimed(claimed) => {
+                            ok(store.fail(&key, &claimed.lease, TTL).await);
+                            granted.push((claimed.lease.attempt, claimed.lease.token));
+                        }
+                        Claim::InProgress { token } => {
+                            let waited = soon(store.wait(&key, token)).await;
+                            waited.expect("a key can be waited for");
+                        }
+                        other => panic!("neither granted nor held: {other:?}"),
+                    }
+                }
+                granted
+            })
+        })
+        .collect();
+    let mut granted = Vec::new();
+    for task in tasks {
+        granted.extend(task.await.expect("nobody panics"));
+    }
+    granted.sort_unstable();
+    let attempts: Vec<_> = granted.iter().map(|(attempt, _)| *attempt).collect();
+    assert_eq!(attempts, (1..=50).collect::<Vec<_>>());
+    assert!(granted.is_sorted_by(|(_, one), (_, next)| one < next));
+    let record = key.record().await;
+    assert_eq!((record.state, record.attempt), (State::Failed, 50));
+}
+
 /// U14: while an answer is recorded, a claim finds the key held or completed, never free.
 pub async fn a_claim_beside_a_completion_is_never_granted<S: Store>(fixture: Fixture<S>) {
     for round in 0..10 {
@@ -577,6 +745,51 @@ pub async fn a_claim_beside_a_completion_is_never_granted<S: Store>(fixture: Fix
                 Claim::Completed(payload) => assert_eq!(payload, answer("once")),
                 other => panic!("neither held nor completed: {other:?}"),
             }
+        }
+    }
+}
+
+/// P1, P6: where an owner completes late and another claims at the same moment, one of them comes
+/// first, and the other one is told so.
+pub async fn a_claim_beside_a_late_completion_has_one_winner<S: Store>(fixture: Fixture<S>) {
+    for round in 0..20 {
+        let state = [Reached::Abandoned, Reached::Failed][round % 2];
+        let key = fixture.key(&round.to_string());
+        let late = key.bring(state).await;
+        let barrier = Arc::new(Barrier::new(2));
+        let complete = || {
+            let (store, key) = (fixture.store.clone(), key.key.clone());
+            let barrier = barrier.clone();
+            tokio::spawn(async move {
+                barrier.wait().await;
+                store.complete(&key, &late, &answer("late"), TTL).await
+            })
+        };
+        let claim = || {
+            let (store, key) = (fixture.store.clone(), key.key.clone());
+            let barrier = barrier.clone();
+            tokio::spawn(async move {
+                barrier.wait().await;
+                store.claim(&key, &request()).await
+            })
+        };
+        // Whoever comes last to the barrier leaves it first.
+        let (completing, claiming) = if round < 10 {
+            let completing = complete();
+            (completing, claim())
+        } else {
+            let claiming = claim();
+            (complete(), claiming)
+        };
+        let completed = completing.await.expect("a completion does not panic");
+        let claim = claiming.await.expect("a claim does not panic");
+        match (completed, claim.expect("a claim is answered")) {
+            (Ok(()), Claim::Completed(payload)) => assert_eq!(payload, answer("late")),
+            (Err(StoreError::Superseded), Claim::Claimed(claimed)) => {
+                ok(key.complete(&claimed.lease, &answer("newer")).await);
+                key.changes_nothing(&late).await;
+            }
+            (completed, claim) => panic!("{state:?}: both or neither: {completed:?}, {claim:?}"),
         }
     }
 }
@@ -635,10 +848,35 @@ pub async fn keys_are_opaque<S: Store>(fixture: Fixture<S>) {
         StoreKey::new("idem", "caller", "endpoint", "ключ e\u{301} 🔑"),
         StoreKey::new("idem", "caller", "endpoint", "line\nbreak\ttab"),
     ]);
+    // What ends a string, a statement or a script somewhere, and what a store may write itself.
+    let awkward = [
+        "\0", "a\0", "a\0b", "\u{1}", "\u{7f}", "a\r\n", "'", "''", "\"", "`", "\\'", "/*", "--",
+        "?", "?1", ":a", "@a", "$$", "]]", "]=]", "#", "#a", "##a", "#0", "%23a", "%%", "%00",
+        "%3A", "%s", "::", "a:", ":a:", "{a}b", "{}", "}{", "${a}",
+    ];
+    keys.extend(awkward.map(key_of));
+    let longer = [
+        "'; DROP TABLE idempotency; --",
+        "a' OR '1'='1",
+        "*1\r\n$1\r\na",
+        "\u{feff}a",
+        "a\u{202e}",
+        "\u{10ffff}",
+    ];
+    keys.extend(longer.map(key_of));
+    // Longer than any index entry, and the same but for one character: at the end, at the start.
+    let huge = "k".repeat(100_000);
+    keys.extend([
+        key_of(&huge),
+        key_of(&format!("{huge}k")),
+        key_of(&format!("{}l", &huge[1..])),
+        key_of(&format!("l{}", &huge[1..])),
+        StoreKey::new("idem", &huge, &huge, "a"),
+    ]);
     let mut leases = Vec::new();
     for key in &keys {
         let claimed = fixture.at(key.clone()).claimed(&request()).await;
-        assert_eq!(claimed.entry, Entry::First, "{:?}", key.as_str());
+        assert_eq!(claimed.entry, Entry::First, "{:?}", start_of(key));
         leases.push(claimed.lease);
     }
     let answer_to = |key: &StoreKey| Payload::new(200, Bytes::from(key.as_str().to_owned()));
@@ -650,13 +888,22 @@ pub async fn keys_are_opaque<S: Store>(fixture: Fixture<S>) {
     }
     for key in &keys {
         let found = fixture.at(key.clone()).claim(&request()).await;
-        assert_eq!(
-            found,
-            Claim::Completed(answer_to(key)),
+        // Not with `assert_eq`: an answer is as long as its key.
+        assert!(
+            found == Claim::Completed(answer_to(key)),
             "{:?}",
-            key.as_str()
+            start_of(key)
         );
     }
+    for key in keys {
+        let key = fixture.at(key);
+        assert!(key.forget().await, "{:?}", start_of(&key.key));
+        assert_eq!(key.get().await, None, "{:?}", start_of(&key.key));
+    }
+}
+
+fn start_of(key: &StoreKey) -> String {
+    key.as_str().chars().take(60).collect()
 }
 
 // Payloads of requests
@@ -721,6 +968,40 @@ pub async fn an_expired_record_takes_any_payload<S: Store>(fixture: Fixture<S>) 
         let record = key.record().await;
         assert_eq!(record.fingerprint, asked.fingerprint);
         assert_eq!((record.payload, record.checkpoint), (None, None));
+    }
+}
+
+/// S05: nobody can tell an expired record from none: neither its owner, who can only record late,
+/// nor a stranger.
+pub async fn an_expired_record_is_as_good_as_absent<S: Store>(fixture: Fixture<S>) {
+    let mut left = Vec::new();
+    for state in Reached::ALL {
+        for who in ["owner", "stranger"] {
+            let key = fixture.key(&format!("{state:?} {who}"));
+            let mut lease = key.bring(state).await;
+            if who == "stranger" {
+                lease.owner = OwnerId::random();
+            }
+            left.push((key, lease));
+        }
+    }
+    fixture.advance(LEASE + TTL + MARGIN).await;
+    for (key, lease) in &left {
+        let name = &key.key;
+        assert_eq!(key.get().await, None, "{name:?}");
+        assert_eq!(soon(key.wait(lease.token)).await, None, "{name:?}");
+        gone(key.renew(lease, LEASE, Some(b"late")).await);
+        ok(key.fail(lease).await);
+        ok(key.release(lease).await);
+        ok(key.give_back(lease).await);
+        assert!(!key.forget().await, "{name:?}");
+        assert_eq!(key.get().await, None, "{name:?}");
+        ok(key.complete(lease, &answer("late")).await);
+        let Snapshot { record, now } = key.get().await.expect("it is recorded");
+        assert_eq!(record.payload, Some(answer("late")));
+        assert_eq!((record.owner, record.token), (lease.owner, lease.token));
+        assert_eq!(record.checkpoint, None);
+        assert!(now.since(record.created_at) < MARGIN, "{name:?}");
     }
 }
 
@@ -953,6 +1234,45 @@ pub async fn the_longest_times_saturate<S: Store>(fixture: Fixture<S>) {
     assert_eq!(key.claim(&request()).await, Claim::Completed(payload));
 }
 
+/// S05: each operation sets the time to live anew, longer or shorter than the one before asked for.
+pub async fn the_last_time_to_live_counts<S: Store>(fixture: Fixture<S>) {
+    let store = &fixture.store;
+    let (short, long) = (TTL, 10 * TTL);
+    let mut keys = Vec::new();
+    for (ttl, first) in [(short, long), (long, short)] {
+        for end in ["renew", "complete", "fail", "release", "give_back"] {
+            let key = fixture.key(&format!("{end} {ttl:?}"));
+            if end == "release" || end == "give_back" {
+                key.bring(Reached::Failed).await;
+            }
+            let asked = ClaimRequest {
+                lease: Duration::ZERO,
+                ttl: first,
+                ..request()
+            };
+            let lease = key.claimed(&asked).await.lease;
+            let name = &key.key;
+            ok(match end {
+                "renew" => store.renew(name, &lease, Duration::ZERO, ttl, None).await,
+                "complete" => store.complete(name, &lease, &answer("x"), ttl).await,
+                "fail" => store.fail(name, &lease, ttl).await,
+                "release" => store.release(name, &lease, ttl).await,
+                _ => store.give_back(name, &lease, ttl).await,
+            });
+            keys.push((key, ttl));
+        }
+    }
+    fixture.advance(short + MARGIN).await;
+    for (key, ttl) in &keys {
+        let name = &key.key;
+        assert_eq!(key.get().await.is_some(), *ttl == long, "{name:?}");
+    }
+    fixture.advance(long - short).await;
+    for (key, _) in &keys {
+        assert_eq!(key.get().await, None, "{:?}", key.key);
+    }
+}
+
 /// The store's readings of time follow its own clock.
 pub async fn the_clock_is_the_stores<S: Store>(fixture: Fixture<S>) {
     let key = fixture.key("k");
@@ -1139,6 +1459,18 @@ pub async fn an_answer_comes_back_byte_for_byte<S: Store>(fixture: Fixture<S>) {
     ok(renewed.await);
     ok(key.fail(&lease).await);
     assert!(key.claimed(&request()).await.checkpoint == Some(saved));
+}
+
+/// S23: a large answer of every byte there is comes back whole.
+pub async fn an_answer_of_eight_mebibytes_comes_back<S: Store>(fixture: Fixture<S>) {
+    let key = fixture.key("k");
+    let lease = key.claimed(&request()).await.lease;
+    let bytes: Vec<u8> = (0..8_u32 << 20).map(|n| (n ^ n >> 8) as u8).collect();
+    let payload = Payload::new(200, bytes.into());
+    ok(key.complete(&lease, &payload).await);
+    // Not with `assert_eq`, which would print it.
+    assert!(key.claim(&request()).await == Claim::Completed(payload.clone()));
+    assert!(key.record().await.payload == Some(payload));
 }
 
 /// U06: that an operation is completed is kept also where its answer is not.
@@ -1844,5 +2176,167 @@ pub async fn a_hundred_waits_end_together<S: Store>(fixture: Fixture<S>) {
     for found in all {
         let found = found.expect("it is there");
         assert_eq!(found.record.payload, Some(answer("done")));
+    }
+}
+
+/// U30: those who wait for many keys are woken each by its own, and go on with the others.
+pub async fn waits_end_each_with_its_own_key<S: Store>(fixture: Fixture<S>) {
+    let mut claims = Vec::new();
+    for n in 0..10 {
+        let key = fixture.key(&n.to_string());
+        let lease = key.bring(Reached::InProgress).await;
+        claims.push((n, key, lease));
+    }
+    let (ended, mut endings) = tokio::sync::mpsc::unbounded_channel();
+    // All are polled together: one that is not might keep a connection from the others.
+    let waits = claims.iter().cycle().take(30).map(async |(n, key, lease)| {
+        let found = key.wait(lease.token).await.expect("it is there");
+        assert_eq!(found.record.payload, Some(answer("done")));
+        ended.send(*n).expect("somebody listens");
+    });
+    let mut waits = pin!(futures::future::join_all(waits));
+    settle(waits.as_mut()).await;
+    // Not in the order in which they began.
+    let ends = async {
+        for (n, key, lease) in claims.iter().rev() {
+            ok(key.complete(lease, &answer("done")).await);
+            for _ in 0..3 {
+                assert_eq!(soon(endings.recv()).await, Some(*n));
+            }
+        }
+    };
+    tokio::join!(waits, ends);
+}
+
+// Records that cannot be read
+
+fn corrupt<T: fmt::Debug>(result: Result<T, StoreError>, what: &str) {
+    let Err(error @ StoreError::Corrupt { .. }) = &result else {
+        panic!("{what} should tell that the record cannot be read: {result:?}");
+    };
+    let mut told = format!("{error} {error:?}");
+    let mut next = std::error::Error::source(error);
+    while let Some(source) = next {
+        told.push_str(&format!(" {source} {source:?}"));
+        next = source.source();
+    }
+    for secret in ["unreadable-", "the-answer", "the-progress"] {
+        assert!(!told.contains(secret), "{what} tells a secret: {told}");
+    }
+}
+
+impl<S: Store> Key<'_, S> {
+    /// Brings the key into a state and makes its record unreadable.
+    async fn bring_unreadable(&self, state: Reached, how: Corruption) -> Lease {
+        let lease = self.bring(state).await;
+        if state == Reached::InProgress {
+            ok(self.renew(&lease, LEASE, Some(b"the-progress")).await);
+        }
+        self.corrupt(how).await;
+        lease
+    }
+
+    async fn corrupt(&self, how: Corruption) {
+        let Corrupt::By(corrupt) = &self.fixture.corrupt else {
+            panic!("nothing can be unreadable");
+        };
+        corrupt(self.key.clone(), how).await;
+    }
+}
+
+async fn unreadable<S: Store>(fixture: &Fixture<S>, how: Corruption) {
+    if !fixture.corruptions().contains(&how) {
+        return;
+    }
+    for state in Reached::ALL {
+        let key = fixture.key(&format!("unreadable-{state:?}"));
+        let lease = key.bring_unreadable(state, how).await;
+        let (store, name) = (key.store(), &key.key);
+        let stranger = Lease {
+            owner: OwnerId::random(),
+            ..lease
+        };
+        for proof in [&lease, &stranger] {
+            for body in ["body", "other"] {
+                let asked = ClaimRequest {
+                    fingerprint: fingerprint_of(body),
+                    owner: proof.owner,
+                    ..request()
+                };
+                let meek = ClaimRequest {
+                    take_over: false,
+                    ..asked
+                };
+                corrupt(store.claim(name, &asked).await, "claim");
+                corrupt(store.claim(name, &meek).await, "claim without takeover");
+            }
+            corrupt(key.renew(proof, LEASE, None).await, "renew");
+            let saved = key.renew(proof, LEASE, Some(b"the-progress"));
+            corrupt(saved.await, "renew with a checkpoint");
+            corrupt(key.fail(proof).await, "fail");
+            corrupt(key.release(proof).await, "release");
+            corrupt(key.give_back(proof).await, "give_back");
+            let secret = answer("the-answer");
+            corrupt(key.complete(proof, &secret).await, "complete");
+            corrupt(store.get(name).await, "get");
+            corrupt(soon(store.wait(name, proof.token)).await, "wait");
+        }
+        // Nothing of all that has replaced or removed it.
+        corrupt(store.get(name).await, "get");
+    }
+}
+
+/// U18: a record that ends too early is an error of every operation, and stays as it is.
+pub async fn a_record_cut_short_is_an_error<S: Store>(fixture: Fixture<S>) {
+    unreadable(&fixture, Corruption::CutShort).await;
+}
+
+/// U18: so is a record of a version that this build does not know.
+pub async fn a_record_of_an_unknown_version_is_an_error<S: Store>(fixture: Fixture<S>) {
+    unreadable(&fixture, Corruption::UnknownVersion).await;
+}
+
+/// U18: and a record that makes no sense.
+pub async fn a_garbled_record_is_an_error<S: Store>(fixture: Fixture<S>) {
+    unreadable(&fixture, Corruption::Garbled).await;
+}
+
+/// U18: an operator can remove an unreadable record, whose key is then as good as new.
+pub async fn an_unreadable_record_is_forgotten<S: Store>(fixture: Fixture<S>) {
+    for &how in fixture.corruptions() {
+        for state in Reached::ALL {
+            let key = fixture.key(&format!("{how:?} {state:?}"));
+            key.bring_unreadable(state, how).await;
+            assert!(key.forget().await, "{:?}", key.key);
+            assert_eq!(key.get().await, None);
+            assert!(!key.forget().await);
+            let next = key.claimed(&request()).await;
+            assert_eq!((next.entry, next.lease.attempt), (Entry::First, 1));
+            assert_eq!(next.checkpoint, None);
+            ok(key.complete(&next.lease, &answer("as new")).await);
+        }
+    }
+}
+
+/// U18: the operations of other keys, which may come across an unreadable record in search of expired
+/// ones, go on.
+pub async fn an_unreadable_record_does_others_no_harm<S: Store>(fixture: Fixture<S>) {
+    for &how in fixture.corruptions() {
+        for state in Reached::ALL {
+            let key = fixture.key(&format!("{how:?} {state:?}"));
+            key.bring_unreadable(state, how).await;
+        }
+    }
+    for round in 0..2 {
+        for n in 0..50 {
+            let key = fixture.key(&format!("other {round} {n}"));
+            let lease = key.bring(Reached::Abandoned).await;
+            let next = key.claimed(&request()).await.lease;
+            superseded(key.complete(&lease, &answer("stale")).await);
+            ok(key.complete(&next, &answer("own")).await);
+            assert_eq!(key.claim(&request()).await, Claim::Completed(answer("own")));
+        }
+        // Then all of them have expired.
+        fixture.advance(LEASE + TTL + MARGIN).await;
     }
 }

@@ -3,6 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use sqlx::{Row, postgres::PgPoolOptions};
+use tower_idempotency::store::DatabaseTransaction;
 use tower_idempotency::{Entry, Store};
 
 use crate::support::{LEASE, Own, TTL, answer, builder, claimed, key, server};
@@ -56,8 +57,8 @@ async fn p7_a_long_transaction_does_not_stop_the_clock() {
         .await
         .unwrap();
     let began: i64 = began.get(0);
-    own.store
-        .complete_in(&mut transaction, &key, &lease, &answer(), TTL)
+    transaction
+        .complete(&own.store, &key, &lease, &answer(), TTL)
         .await
         .unwrap();
     transaction.commit().await.unwrap();

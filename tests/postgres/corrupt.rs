@@ -2,7 +2,8 @@
 
 use std::fmt::Debug;
 
-use tower_idempotency::{NotCompleted, Store, StoreError};
+use tower_idempotency::store::{DatabaseTransaction, NotCompleted};
+use tower_idempotency::{Store, StoreError};
 
 use crate::support::{LEASE, Own, TTL, answer, claimed, key, request};
 
@@ -88,7 +89,7 @@ async fn u18_u19_each_operation_tells_of_a_row_it_cannot_read() {
             corrupt(spoilt, store.give_back(key, &lease, TTL).await);
             let mut transaction = own.pool.begin().await.unwrap();
             let answer = answer();
-            let inside = store.complete_in(&mut transaction, key, &lease, &answer, TTL);
+            let inside = transaction.complete(store, key, &lease, &answer, TTL);
             match inside.await {
                 Err(NotCompleted::Store(error)) => corrupt::<()>(spoilt, Err(error)),
                 other => panic!("{spoilt}: {other:?}"),

@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use futures::future::join_all;
 use sqlx::postgres::PgPoolOptions;
 use tokio::sync::Barrier;
+use tower_idempotency::store::DatabaseTransaction;
 use tower_idempotency::{Claim, ClaimRequest, Entry, PostgresStore, Store};
 
 use crate::support::{
@@ -121,7 +122,7 @@ async fn until_somebody_waits(own: &Own) {
     soon(async {
         loop {
             let count: i64 = sqlx::query_scalar(waiting)
-                .bind(&own.schema)
+                .bind(format!("\"{}\".", own.schema))
                 .fetch_one(&own.pool)
                 .await
                 .unwrap();
@@ -147,8 +148,8 @@ async fn p1_p7_a_takeover_waits_for_the_transaction_that_completes() {
         };
         let lease = claimed_as(&own.store, &key, &no_lease).await.lease;
         let mut transaction = own.pool.begin().await.unwrap();
-        own.store
-            .complete_in(&mut transaction, &key, &lease, &answer(), TTL)
+        transaction
+            .complete(&own.store, &key, &lease, &answer(), TTL)
             .await
             .unwrap();
         let claiming = tokio::spawn({

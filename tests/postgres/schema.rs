@@ -8,18 +8,23 @@ use tower_idempotency::{Claim, PostgresStore, Store, StoreError, StoreKey};
 
 use crate::support::{Own, TTL, answer, builder, claimed, key, request, schema, server, soon};
 
-/// S18: fifty processes that start at once make one table.
+/// S18: fifty processes that start at once make one table, whatever their isolation level.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn s18_many_migrate_at_once() {
     let pool = server().pool(1).await;
     let schema = schema(&pool).await;
     let barrier = Arc::new(Barrier::new(50));
     let tasks: Vec<_> = (0..50)
-        .map(|_| {
+        .map(|n| {
             let (barrier, schema) = (Arc::clone(&barrier), schema.clone());
             tokio::spawn(async move {
-                let pool = server().pool(1).await;
-                let store = builder(&pool, &schema).build();
+                let level = ["read committed", "serializable"][n % 2];
+                let options = server().options();
+                let options = options.options([("default_transaction_isolation", level)]);
+                let pool = PgPoolOptions::new()
+                    .max_connections(1)
+                    .connect_with(options);
+                let store = builder(&pool.await.unwrap(), &schema).build();
                 barrier.wait().await;
                 store.migrate().await
             })

@@ -3,7 +3,8 @@
 use std::{error::Error, time::Duration};
 
 use sqlx::{AssertSqlSafe, PgConnection, Postgres, Transaction};
-use tower_idempotency::{Claim, ClaimRequest, Entry, Lease, NotCompleted, State, Store, StoreKey};
+use tower_idempotency::store::{DatabaseTransaction, NotCompleted};
+use tower_idempotency::{Claim, ClaimRequest, Entry, Lease, State, Store, StoreKey};
 
 use crate::support::{LEASE, Own, TTL, answer, claimed, claimed_as, key, request};
 
@@ -41,8 +42,8 @@ async fn p7_effect_and_record_commit_together() {
     let lease = claimed(&own.store, &key).await.lease;
     let mut transaction = begin(&own).await;
     pay(&own, &mut transaction).await;
-    own.store
-        .complete_in(&mut transaction, &key, &lease, &answer(), TTL)
+    transaction
+        .complete(&own.store, &key, &lease, &answer(), TTL)
         .await
         .unwrap();
     // Nobody else sees it before.
@@ -69,8 +70,8 @@ async fn p7_effect_and_record_vanish_together() {
     for breaks in [false, true] {
         let mut transaction = begin(&own).await;
         pay(&own, &mut transaction).await;
-        own.store
-            .complete_in(&mut transaction, &key, &lease, &answer(), TTL)
+        transaction
+            .complete(&own.store, &key, &lease, &answer(), TTL)
             .await
             .unwrap();
         if breaks {
@@ -95,9 +96,8 @@ async fn p7_effect_and_record_vanish_together() {
 async fn refusal(own: &Own, key: &StoreKey, lease: &Lease) -> NotCompleted {
     let mut transaction = begin(own).await;
     let before: String = row(own).await;
-    let done = own
-        .store
-        .complete_in(&mut transaction, key, lease, &answer(), TTL)
+    let done = transaction
+        .complete(&own.store, key, lease, &answer(), TTL)
         .await;
     // It is no error of the server's: the transaction can be asked still.
     sqlx::query("SELECT 1")
@@ -190,14 +190,13 @@ async fn p7_a_lease_that_ended_is_good() {
     };
     let lease = claimed_as(&own.store, &key, &next).await.lease;
     let mut transaction = begin(&own).await;
-    own.store
-        .complete_in(&mut transaction, &key, &lease, &answer(), TTL)
+    transaction
+        .complete(&own.store, &key, &lease, &answer(), TTL)
         .await
         .unwrap();
     // A second time it is told so.
-    let again = own
-        .store
-        .complete_in(&mut transaction, &key, &lease, &answer(), TTL)
+    let again = transaction
+        .complete(&own.store, &key, &lease, &answer(), TTL)
         .await;
     assert!(matches!(again, Err(NotCompleted::Completed)), "{again:?}");
     transaction.commit().await.unwrap();
@@ -239,9 +238,8 @@ async fn p7_a_renewal_during_the_transaction() {
                     .await
                     .unwrap();
             }
-            let done = own
-                .store
-                .complete_in(&mut transaction, &key, &lease, &answer(), TTL)
+            let done = transaction
+                .complete(&own.store, &key, &lease, &answer(), TTL)
                 .await;
             if renews && conflicts {
                 let error = done.unwrap_err();

@@ -7,6 +7,7 @@ use sqlx::{
     postgres::{PgListener, PgPoolOptions},
 };
 use tokio::task::JoinHandle;
+use tower_idempotency::store::DatabaseTransaction;
 use tower_idempotency::{FencingToken, Lease, PostgresStore, Snapshot, State, Store, StoreKey};
 
 use crate::support::{Own, TTL, answer, builder, claimed, key, server, soon};
@@ -90,8 +91,8 @@ async fn s03_u30_a_waiter_elsewhere_is_woken_at_once() {
                 "forget" => assert!(store.forget(&key).await.unwrap()),
                 _ => {
                     let mut transaction = own.pool.begin().await.unwrap();
-                    store
-                        .complete_in(&mut transaction, &key, &lease, &answer(), TTL)
+                    transaction
+                        .complete(store, &key, &lease, &answer(), TTL)
                         .await
                         .unwrap();
                     assert!(!waiting.is_finished());

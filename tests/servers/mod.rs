@@ -12,3 +12,4 @@ pub mod process;
 pub mod proxy;
 #[cfg(feature = "redis")]
 pub mod redis;
+pub mod skew;

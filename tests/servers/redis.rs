@@ -11,7 +11,7 @@ use std::{
 use redis::{Client, RedisResult, Value, aio::MultiplexedConnection, cmd};
 use tempfile::TempDir;
 
-use super::process::{Process, free_address, program, wait_until};
+use super::process::{Process, accepts, free_address, program, wait_until};
 
 /// One server, with data of its own.
 #[derive(Debug)]
@@ -240,6 +240,50 @@ impl RedisCluster {
     /// Of one node.
     pub fn client(&self) -> Client {
         self.0[1].client()
+    }
+}
+
+/// One Sentinel, which watches a primary by the name `main`.
+#[derive(Debug)]
+pub struct RedisSentinel {
+    _process: Process,
+    _folder: TempDir,
+    address: SocketAddr,
+}
+
+impl RedisSentinel {
+    /// # Panics
+    ///
+    /// If it does not start.
+    pub fn before(primary: &RedisServer) -> Self {
+        let (folder, address) = (
+            TempDir::with_prefix("redis-").expect("a folder"),
+            free_address(),
+        );
+        let (port, ip) = (primary.address().port(), primary.address().ip());
+        let settings = folder.path().join("settings");
+        let text = format!("bind {ip}\nsentinel monitor main {ip} {port} 1\n");
+        std::fs::write(&settings, text).expect("settings");
+        let mut command = Command::new(program("redis-server", "redis-server", &[]));
+        command
+            .arg(settings)
+            .args(["--sentinel", "--port", &address.port().to_string()])
+            .arg("--dir")
+            .arg(folder.path())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        let process = Process::start(&mut command);
+        wait_until("the sentinel answers", || accepts(address));
+        Self {
+            _process: process,
+            _folder: folder,
+            address,
+        }
+    }
+
+    pub fn url(&self) -> String {
+        format!("redis://{}", self.address)
     }
 }
 

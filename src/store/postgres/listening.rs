@@ -28,9 +28,6 @@ const LINGER: Duration = Duration::from_secs(10);
 /// After this a server counts as one that does not answer.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// How long a waiter waits for the connection before it begins to poll.
-const AT_FIRST: Duration = Duration::from_secs(1);
-
 /// Starts the task that listens, when somebody waits.
 pub(super) struct Listening {
     line: Arc<Line>,
@@ -96,15 +93,15 @@ impl Listening {
         }
     }
 
-    /// Nothing where the server does not let us: the connection fails, or somebody is just ending
-    /// a claim in this bucket.
-    pub(super) async fn hold(&self, bucket: u8) -> Option<Hold> {
+    /// Nothing where the server does not let us: the connection fails or takes longer than this, or
+    /// somebody is just ending a claim in this bucket.
+    pub(super) async fn hold(&self, bucket: u8, patience: Duration) -> Option<Hold> {
         let (grant, granted) = oneshot::channel();
         self.ask(Ask {
             bucket,
             wish: Wish::Hold(grant),
         });
-        timeout(AT_FIRST, granted).await.ok()?.ok()
+        timeout(patience, granted).await.ok()?.ok()
     }
 
     fn ask(&self, ask: Ask) {

@@ -85,8 +85,8 @@ use crate::{
 /// Each operation is one statement in a transaction of its own, at whatever isolation level the
 /// session has. It is sent again, eight times at most, where another transaction came between. A
 /// replay, a conflict and a mismatch only read: they take no lock of a row, write nothing, and do
-/// not wait for a transaction that has the row. Times are those of the server's clock when the
-/// statement starts; the session's time zone and search path do not matter.
+/// not wait for a transaction that has the row. Everything else waits for it. Times are those of the
+/// server's clock when the statement starts; the session's time zone and search path do not matter.
 ///
 /// A granted claim removes up to 16 expired rows of other keys, those that nobody has locked. Every
 /// renewal moves the row's place in the index of expiry, so leave autovacuum on.
@@ -94,9 +94,9 @@ use crate::{
 /// # Waiting
 ///
 /// While somebody waits, the store has one more connection, made with the pool's options and not
-/// counted by it, which listens; it is closed 10 s after the last wait. Where it cannot be had,
-/// waits poll, after 25 ms at first and 1 s at most. It also polls each second while it listens. An
-/// end is told (`NOTIFY`) only if somebody waits, since telling takes a lock of the whole server:
+/// counted by it, which listens; it is closed 10 s after the last wait. Where it cannot be had
+/// within 1 s, waits poll, after 25 ms at first and 1 s at most. They also look each second while it
+/// listens. An end is told (`NOTIFY`) only if somebody waits, since telling takes a lock of the whole server:
 /// waiters hold one of 256 advisory locks for that.
 ///
 /// # Errors
@@ -112,6 +112,9 @@ use crate::{
 ///
 /// - Give the pool a `max_connections` for the requests that you serve at once, and an
 ///   `acquire_timeout` below the deadline of a store call.
+/// - Set `lock_timeout` and `statement_timeout` for the pool's connections, a little above that
+///   deadline. The server goes on with a call that its caller gave up, and the connection is not free
+///   before it has ended: one that waits for a row keeps it until the row's transaction ends.
 /// - `test_before_acquire(false)` saves a round trip for each operation. An operation then fails
 ///   where its connection broke while it was idle.
 /// - The database's encoding has to be UTF-8.
@@ -554,11 +557,14 @@ impl Store for PostgresStore {
         let mut told = self.0.wakes.listen(id);
         let mut hold: Option<Hold> = None;
         let mut pause = LOOK_FIRST;
+        let mut patience = LOOK_EVERY;
         loop {
             if let Some(listening) = &self.0.listening
                 && !hold.as_ref().is_some_and(Hold::is_good)
             {
-                hold = listening.hold(id.bucket()).await;
+                hold = listening.hold(id.bucket(), patience).await;
+                // A server that let us wait in vain once does not hold up every look.
+                patience = LOOK_FIRST;
             }
             let found = self.get(key).await?;
             let (record, now) = match &found {

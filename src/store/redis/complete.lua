@@ -7,7 +7,7 @@ local ttl, code, body = ARGV[8], ARGV[9], ARGV[10]
 local entry, created = 'first', now
 
 if found then
-  if not readable() then
+  if not readable(owner, digest) then
     return kept_without_bytes()
   end
   if live() then

@@ -44,7 +44,10 @@ local record = redis.pcall('HMGET', KEYS[1], 'v', 'state', 'algorithm', 'fingerp
 local found = record[V] or redis.call('EXISTS', KEYS[1]) == 1
 
 local time = redis.call('TIME')
-local now = add(string.format('%s%06d', time[1], time[2]), ARGV[1])
+local now = time[1] .. string.rep('0', 6 - #time[2]) .. time[2]
+if ARGV[1] ~= '0' then
+  now = add(now, ARGV[1])
+end
 
 local function is_number(text, most)
   return text and #text <= #most and string.find(text, '^%d+$')
@@ -56,7 +59,8 @@ local function is_hex(text, length)
 end
 
 -- Whether this version knows what every field means. What it does not know it does not change.
-local function readable()
+-- What the client sent as its own owner and digest needs no look.
+local function readable(owner, digest)
   local state, entry, algorithm = record[STATE], record[ENTRY], record[ALGORITHM]
   local completed = state == 'completed'
   return record[V] == '1'
@@ -64,8 +68,8 @@ local function readable()
     and (entry == 'first' or entry == 'retry' or entry == 'takeover')
     and algorithm and #algorithm >= 1 and #algorithm <= 16
     and not string.find(algorithm, '[^!-9;-~]')
-    and is_hex(record[DIGEST], 64)
-    and is_hex(record[OWNER], 32)
+    and (record[DIGEST] == digest or is_hex(record[DIGEST], 64))
+    and (record[OWNER] == owner or is_hex(record[OWNER], 32))
     and is_number(record[TOKEN], U64)
     and is_number(record[ATTEMPT], U32)
     and is_number(record[CREATED], U64)

@@ -3,7 +3,7 @@ if record.err then
   return record
 end
 local owner, lease, ttl, checkpoint = ARGV[3], ARGV[4], ARGV[5], ARGV[6]
-if not found or not readable() or not live() or record[OWNER] ~= owner
+if not found or not readable(owner) or not live() or record[OWNER] ~= owner
   or record[STATE] ~= 'in_progress' then
   return kept_without_bytes()
 end
