@@ -13,4 +13,5 @@ mod gone;
 mod many;
 mod processes;
 mod support;
+mod tiered;
 mod waiting;
