@@ -39,7 +39,7 @@
 //! | What can the handler know and do? | [`Execution`], in the request's extensions; in axum an extractor |
 //! | What after a crash? | [`Takeover`], [`Entry`] |
 //! | What happened? | [`Outcome`], in the response's extensions |
-//! | Where are records kept? | [`Store`], [`MemoryStore`], [`RedisStore`], [`PostgresStore`], [`Tiered`] |
+//! | Where are records kept? | [`Store`], [`MemoryStore`], [`RedisStore`], [`PostgresStore`], [`SqliteStore`], [`Tiered`] |
 //! | How may a record change? | [`machine`] |
 //! | How for a function, not HTTP? | [`function`] |
 //!
@@ -58,6 +58,8 @@
 //!   an [`Execution`] as an argument. Turn it on in every axum app.
 //! - `redis`: [`RedisStore`], records in Redis or Valkey.
 //! - `postgres`: [`PostgresStore`], on `sqlx`, without TLS unless you turn it on there.
+//! - `sqlite`: [`SqliteStore`], records in an SQLite file, which several processes of one machine may
+//!   share.
 //! - `testing`: the conformance suite, and a test of random operations, for stores of your own.
 //!
 //! [draft]: https://datatracker.ietf.org/doc/html/draft-ietf-httpapi-idempotency-key-header-07
@@ -103,6 +105,9 @@ pub use store::PostgresStore;
 #[cfg(feature = "redis")]
 #[cfg_attr(docsrs, doc(cfg(feature = "redis")))]
 pub use store::RedisStore;
+#[cfg(feature = "sqlite")]
+#[cfg_attr(docsrs, doc(cfg(feature = "sqlite")))]
+pub use store::SqliteStore;
 pub use store::{MemoryStore, Store, StoreError, Tiered};
 pub use telemetry::{Outcome, Reason};
 

@@ -27,6 +27,7 @@ const FLOORS: &[&[&str]] = &[
         "store/memory",
         "store/postgres",
         "store/redis",
+        "store/sqlite",
         "store/tiered",
         "engine",
         "testing",

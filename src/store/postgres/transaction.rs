@@ -8,7 +8,7 @@ use super::{PostgresStore, reply::without_detail};
 use crate::{
     key::StoreKey,
     record::{Lease, Payload},
-    store::{DatabaseTransaction, NotCommitted, NotCompleted},
+    store::transaction::{DatabaseTransaction, NotCommitted, NotCompleted},
 };
 
 #[cfg_attr(docsrs, doc(cfg(feature = "postgres")))]
