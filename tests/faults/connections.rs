@@ -8,8 +8,8 @@ use tower_idempotency::{Entry, Outcome, PostgresStore};
 use crate::{
     servers::{postgres::PostgresServer, proxy::Proxy, redis::RedisServer},
     support::{
-        Instance, PATIENCE, RECORD_TIMEOUT, STORE_TIMEOUT, Server, Work, over_each_server, pool,
-        postgres, soon, until,
+        Instance, PATIENCE, Place, RECORD_TIMEOUT, STORE_TIMEOUT, Server, Work, over_each_server,
+        pool, postgres, soon, until,
     },
 };
 
@@ -21,9 +21,10 @@ over_each_server! {
 
 /// A connection that broke while it was idle costs no request.
 async fn cut_while_idle<S: Server>() {
-    let proxy = Proxy::before(S::shared().address()).await;
+    let server = S::shared();
+    let proxy = Proxy::before(server.address()).await;
     let work = Work::new();
-    let instance = Instance::new(S::store_at(proxy.address()).await, &work);
+    let instance = S::instance_behind(&proxy, &work).await;
     for round in 1..=5 {
         let key = format!("cut while idle {round}");
         proxy.cut();
@@ -36,10 +37,11 @@ async fn cut_while_idle<S: Server>() {
 
 /// P1: over a connection that breaks in mid-handler the answer is recorded, before it is sent.
 async fn p1_cut_while_the_handler_runs<S: Server>() {
-    let proxy = Proxy::before(S::shared().address()).await;
+    let server = S::shared();
+    let proxy = Proxy::before(server.address()).await;
     let work = Work::held();
-    let instance = Instance::new(S::store_at(proxy.address()).await, &work);
-    let other = S::shared().instance(&work).await;
+    let instance = S::instance_behind(&proxy, &work).await;
+    let other = server.instance(&work).await;
     let key = "cut while the handler runs";
     let first = instance.start(key);
     work.entered().await;
@@ -54,10 +56,11 @@ async fn p1_cut_while_the_handler_runs<S: Server>() {
 /// P8, P3: an instance that is cut off refuses, while others go on; what it had begun is recorded
 /// when it is back.
 async fn p8_cut_off_for_a_while<S: Server>() {
-    let proxy = Proxy::before(S::shared().address()).await;
+    let server = S::shared();
+    let proxy = Proxy::before(server.address()).await;
     let work = Work::held();
-    let instance = Instance::new(S::store_at(proxy.address()).await, &work);
-    let other = S::shared().instance(&work).await;
+    let instance = S::instance_behind(&proxy, &work).await;
+    let other = server.instance(&work).await;
     let first = instance.start("cut off 1");
     work.entered().await;
     proxy.refuse(true);
@@ -85,7 +88,7 @@ async fn redis_cut_while_a_claim_is_under_way() {
     let mut server = <RedisServer as Server>::start();
     let proxy = Proxy::before(server.address()).await;
     let work = Work::new();
-    let instance = Instance::new(RedisServer::store_at(proxy.address()).await, &work);
+    let instance = RedisServer::instance_behind(&proxy, &work).await;
     let instance = instance.with(|layer| layer.store_timeout(PATIENCE));
     instance.send("before").await.is_run(Outcome::Completed, 1);
     server.process().freeze();
@@ -106,7 +109,7 @@ async fn p8_postgres_cut_while_a_claim_is_under_way() {
     let server = <PostgresServer as Server>::start();
     let proxy = Proxy::before(server.address()).await;
     let work = Work::new();
-    let instance = Instance::new(PostgresServer::store_at(proxy.address()).await, &work);
+    let instance = PostgresServer::instance_behind(&proxy, &work).await;
     let patient = instance.clone().with(|l| l.store_timeout(PATIENCE));
     instance.send("before").await.is_run(Outcome::Completed, 1);
     let mut locking = server.connect().await;
@@ -200,7 +203,7 @@ async fn p8_redis_takes_no_more_connections() {
     let server = <RedisServer as Server>::start();
     let proxy = Proxy::before(server.address()).await;
     let work = Work::new();
-    let instance = Instance::new(RedisServer::store_at(proxy.address()).await, &work);
+    let instance = RedisServer::instance_behind(&proxy, &work).await;
     let mut admin = server.connection().await;
     let limit = async |clients: u32, admin: &mut redis::aio::MultiplexedConnection| {
         let mut set = redis::cmd("CONFIG");

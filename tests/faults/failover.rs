@@ -18,8 +18,8 @@ use crate::{
 async fn behind_an_address(work: &Work) -> (RedisPair, Proxy, Instance) {
     let pair = RedisPair::start();
     let proxy = Proxy::before(pair.primary.address()).await;
-    let store = RedisServer::store_at(proxy.address()).await;
-    (pair, proxy, Instance::new(store, work))
+    let instance = RedisServer::instance_behind(&proxy, work).await;
+    (pair, proxy, instance)
 }
 
 /// P1, P2: what had reached the replica outlives the primary: what is recorded, and the claim of an

@@ -4,7 +4,7 @@ use tower_idempotency::{Entry, Outcome};
 
 use crate::{
     servers::redis::RedisServer,
-    support::{Instance, SHORT_LEASE, Server, Work, soon},
+    support::{Instance, Place, SHORT_LEASE, Work, soon},
 };
 
 /// A held execution over a server that was started again since and has nothing; and another

@@ -10,6 +10,7 @@ mod down;
 mod failover;
 mod frozen;
 mod gone;
+mod locked;
 mod many;
 mod processes;
 mod support;

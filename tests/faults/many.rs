@@ -6,19 +6,18 @@ use futures::future::join_all;
 use tokio::sync::Barrier;
 use tower_idempotency::Outcome;
 
-use crate::support::{Answer, Instance, PATIENCE, Server, Work, over_each_server, soon};
+use crate::support::{Answer, Instance, PATIENCE, Place, Work, over_each_place, soon};
 
-over_each_server! {
+over_each_place! {
     u01_s10_s14_fifty_duplicates_are_refused
     u01_s10_s14_fifty_duplicates_wait
 }
 
 /// Three instances, each with connections of its own.
-async fn three<S: Server>(work: &Work) -> Vec<Instance> {
-    let server = S::shared();
+async fn three<P: Place>(place: &P, work: &Work) -> Vec<Instance> {
     let mut instances = Vec::new();
     for _ in 0..3 {
-        instances.push(server.instance(work).await.with(patient));
+        instances.push(place.instance(work).await.with(patient));
     }
     instances
 }
@@ -58,9 +57,10 @@ async fn fifty(instances: &[Instance], work: &Work, key: &str, before: usize) ->
 
 /// U01, S10, S14: fifty duplicates at once over three instances are one execution; the others are
 /// refused while it runs, and replayed then.
-pub async fn u01_s10_s14_fifty_duplicates_are_refused<S: Server>() {
+pub async fn u01_s10_s14_fifty_duplicates_are_refused<P: Place>() {
     let work = Work::held();
-    let instances = three::<S>(&work).await;
+    let place = P::shared();
+    let instances = three(&*place, &work).await;
     let answers = fifty(&instances, &work, "fifty refused", 49).await;
     for answer in &answers {
         match answer.outcome {
@@ -77,9 +77,10 @@ pub async fn u01_s10_s14_fifty_duplicates_are_refused<S: Server>() {
 }
 
 /// The same where they wait: all get the one answer.
-pub async fn u01_s10_s14_fifty_duplicates_wait<S: Server>() {
+pub async fn u01_s10_s14_fifty_duplicates_wait<P: Place>() {
     let work = Work::held();
-    let instances: Vec<_> = three::<S>(&work)
+    let place = P::shared();
+    let instances: Vec<_> = three(&*place, &work)
         .await
         .into_iter()
         .map(|instance| instance.waiting(PATIENCE))

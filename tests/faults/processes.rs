@@ -26,10 +26,10 @@ use tower_idempotency::{
 
 use crate::{
     servers::process::Process,
-    support::{PATIENCE, Server, Work, over_each_server, soon, until},
+    support::{PATIENCE, Place, SqliteFile, Work, over_each_place, soon, until},
 };
 
-over_each_server! {
+over_each_place! {
     p5_s27_killed_in_mid_handler
     p5_killed_while_others_wait
     p6_u12_woken_after_its_key_was_completed
@@ -52,11 +52,11 @@ struct Instance {
 }
 
 impl Instance {
-    fn start<S: Server>() -> Self {
+    fn start<P: Place>(place: &P) -> Self {
         let mut process = Process::start(
             Command::new(env::current_exe().unwrap())
                 .args(["processes::serves_by_itself", "--exact", "--nocapture"])
-                .env(STORE, format!("{} {}", S::KIND, S::shared().address()))
+                .env(STORE, format!("{} {}", P::KIND, place.place()))
                 .stdout(Stdio::piped()),
         );
         let mut lines = BufReader::new(process.stdout()).lines();
@@ -130,7 +130,8 @@ async fn serves_by_itself() {
         let (kind, place) = store.split_once(' ').unwrap();
         return serve(open(kind, place).await).await;
     }
-    let instance = Instance::start::<crate::servers::redis::RedisServer>();
+    let file = SqliteFile::new();
+    let instance = Instance::start(&file);
     let first = instance.start_held("serves by itself");
     instance.entered().await;
     instance.let_go().await;
@@ -142,8 +143,9 @@ async fn serves_by_itself() {
 async fn open(kind: &str, place: &str) -> Arc<dyn Store> {
     use crate::servers::{postgres::PostgresServer, redis::RedisServer};
     match kind {
-        RedisServer::KIND => RedisServer::store_at(place.parse().unwrap()).await,
-        PostgresServer::KIND => PostgresServer::store_at(place.parse().unwrap()).await,
+        RedisServer::KIND => RedisServer::store_at(place).await,
+        PostgresServer::KIND => PostgresServer::store_at(place).await,
+        SqliteFile::KIND => SqliteFile::store_at(place).await,
         _ => panic!("{kind}"),
     }
 }
@@ -187,12 +189,13 @@ async fn serve(store: Arc<dyn Store>) {
 
 /// P5, S27: the key is taken until the lease ends; the next attempt knows that it takes over, or is
 /// refused where that was chosen.
-async fn p5_s27_killed_in_mid_handler<S: Server>() {
+async fn p5_s27_killed_in_mid_handler<P: Place>() {
     let key = "killed in mid-handler";
+    let place = P::shared();
     let work = Work::new();
-    let instance = S::shared().instance(&work).await;
+    let instance = place.instance(&work).await;
     let refusing = instance.clone().with(|l| l.takeover(Takeover::refuse()));
-    let mut process = Instance::start::<S>();
+    let mut process = Instance::start(&*place);
     let first = process.start_held(key);
     process.entered().await;
     process.process.kill();
@@ -224,15 +227,16 @@ async fn p5_s27_killed_in_mid_handler<S: Server>() {
 }
 
 /// P5: nobody tells of its end; whoever waits notices it all the same, and one takes over.
-async fn p5_killed_while_others_wait<S: Server>() {
+async fn p5_killed_while_others_wait<P: Place>() {
     let key = "killed while others wait";
+    let place = P::shared();
     let work = Work::new();
     let mut waiting = Vec::new();
-    let mut process = Instance::start::<S>();
+    let mut process = Instance::start(&*place);
     let first = process.start_held(key);
     process.entered().await;
     for _ in 0..3 {
-        let instance = S::shared().instance(&work).await.waiting(PATIENCE);
+        let instance = place.instance(&work).await.waiting(PATIENCE);
         let request = instance.start(key);
         until("it waits", || instance.calls.count("wait") > 0).await;
         waiting.push(request);
@@ -254,11 +258,12 @@ async fn p5_killed_while_others_wait<S: Server>() {
 
 /// P6, U12: a process that is woken after another one took over and completed changes nothing: its
 /// client gets the recorded answer, and not its own.
-async fn p6_u12_woken_after_its_key_was_completed<S: Server>() {
+async fn p6_u12_woken_after_its_key_was_completed<P: Place>() {
     let key = "woken after completion";
+    let place = P::shared();
     let work = Work::new();
-    let instance = S::shared().instance(&work).await;
-    let process = Instance::start::<S>();
+    let instance = place.instance(&work).await;
+    let process = Instance::start(&*place);
     let first = process.start_held(key);
     process.entered().await;
     process.process.freeze();
@@ -278,11 +283,12 @@ async fn p6_u12_woken_after_its_key_was_completed<S: Server>() {
 
 /// P6, U12: the same while the other one runs. Neither its renewals nor its completion touch the
 /// record; its client is told to come again, and gets the one answer.
-async fn p6_u12_woken_while_its_key_is_held<S: Server>() {
+async fn p6_u12_woken_while_its_key_is_held<P: Place>() {
     let key = "woken while held";
+    let place = P::shared();
     let work = Work::held();
-    let instance = S::shared().instance(&work).await;
-    let process = Instance::start::<S>();
+    let instance = place.instance(&work).await;
+    let process = Instance::start(&*place);
     let first = process.start_held(key);
     process.entered().await;
     process.process.freeze();

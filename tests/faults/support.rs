@@ -7,6 +7,8 @@ use std::{
     fmt,
     future::Future,
     net::SocketAddr,
+    ops::Deref,
+    path::PathBuf,
     sync::{
         Arc, Mutex, OnceLock,
         atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
@@ -26,16 +28,18 @@ use sqlx::{
     PgPool,
     postgres::{PgConnectOptions, PgPoolOptions},
 };
+use tempfile::TempDir;
 use tokio::{sync::Semaphore, task::JoinHandle, time::timeout};
 use tower::{Layer, ServiceExt, service_fn};
 use tower_idempotency::{
     Claim, ClaimRequest, Entry, Execution, FencingToken, IdempotencyLayer, Lease, OnConflict,
-    Outcome, Payload, PostgresStore, Reason, RedisStore, RequestBody, Scope, Snapshot, Store,
-    StoreError, StoreKey,
+    Outcome, Payload, PostgresStore, Reason, RedisStore, RequestBody, Scope, Snapshot, SqliteStore,
+    Store, StoreError, StoreKey,
 };
 
 use crate::servers::{
     postgres::{PostgresServer, options_for},
+    proxy::Proxy,
     redis::RedisServer,
 };
 
@@ -65,16 +69,28 @@ pub async fn until(what: &str, mut condition: impl FnMut() -> bool) {
     .await;
 }
 
-/// A server that several instances share.
-pub trait Server: Sized + Send + Sync + 'static {
-    /// Which kind it is, for another process.
+/// Where several instances have their records.
+pub trait Place: Sized + Send + Sync + 'static {
+    /// Which kind it is, and where, for another process.
     const KIND: &str;
+    fn place(&self) -> String;
 
+    /// One for all tests that do it no harm, where starting one takes long.
+    fn shared() -> impl Deref<Target = Self>;
+
+    /// A store with connections of its own, to a place that leads here. It opens them itself again.
+    async fn store_at(place: &str) -> Arc<dyn Store>;
+
+    /// An instance of the service, with connections of its own.
+    async fn instance(&self, work: &Work) -> Instance {
+        Instance::new(Self::store_at(&self.place()).await, work)
+    }
+}
+
+/// A server that can fail.
+pub trait Server: Place {
     /// One of its own for a test. Its data outlives its process.
     fn start() -> Self;
-
-    /// One for all tests that do it no harm.
-    fn shared() -> &'static Self;
 
     fn address(&self) -> SocketAddr;
     fn freeze(&mut self);
@@ -82,26 +98,33 @@ pub trait Server: Sized + Send + Sync + 'static {
     fn kill(&mut self);
     fn restart(&mut self);
 
-    /// A store with connections of its own, to an address that leads to this server. It opens them
-    /// itself again.
-    async fn store_at(address: SocketAddr) -> Arc<dyn Store>;
+    /// An instance whose connections lead through a proxy.
+    async fn instance_behind(proxy: &Proxy, work: &Work) -> Instance {
+        Instance::new(Self::store_at(&proxy.address().to_string()).await, work)
+    }
+}
 
-    /// An instance of the service, with connections of its own.
-    async fn instance(&self, work: &Work) -> Instance {
-        Instance::new(Self::store_at(self.address()).await, work)
+impl Place for RedisServer {
+    const KIND: &str = "redis";
+
+    fn place(&self) -> String {
+        self.address().to_string()
+    }
+
+    fn shared() -> impl Deref<Target = Self> {
+        static SERVER: OnceLock<RedisServer> = OnceLock::new();
+        SERVER.get_or_init(|| Self::for_all(&[]))
+    }
+
+    async fn store_at(place: &str) -> Arc<dyn Store> {
+        let client = Client::open(format!("redis://{place}")).unwrap();
+        Arc::new(RedisStore::new(managed(&client).await).with_client(client))
     }
 }
 
 impl Server for RedisServer {
-    const KIND: &str = "redis";
-
     fn start() -> Self {
         Self::start(&["--appendonly", "yes", "--appendfsync", "always"])
-    }
-
-    fn shared() -> &'static Self {
-        static SERVER: OnceLock<RedisServer> = OnceLock::new();
-        SERVER.get_or_init(|| Self::for_all(&[]))
     }
 
     fn address(&self) -> SocketAddr {
@@ -123,11 +146,6 @@ impl Server for RedisServer {
     fn restart(&mut self) {
         self.restart();
     }
-
-    async fn store_at(address: SocketAddr) -> Arc<dyn Store> {
-        let client = Client::open(format!("redis://{address}")).unwrap();
-        Arc::new(RedisStore::new(managed(&client).await).with_client(client))
-    }
 }
 
 /// A connection that opens itself again, with more patience than the layer has.
@@ -140,16 +158,27 @@ pub async fn managed(client: &Client) -> ConnectionManager {
     soon("Redis is connected", connection).await.unwrap()
 }
 
-impl Server for PostgresServer {
+impl Place for PostgresServer {
     const KIND: &str = "postgres";
 
-    fn start() -> Self {
-        Self::start()
+    fn place(&self) -> String {
+        self.address().to_string()
     }
 
-    fn shared() -> &'static Self {
+    fn shared() -> impl Deref<Target = Self> {
         static SERVER: OnceLock<PostgresServer> = OnceLock::new();
         SERVER.get_or_init(Self::start)
+    }
+
+    async fn store_at(place: &str) -> Arc<dyn Store> {
+        let options = options_for(place.parse().unwrap());
+        Arc::new(postgres(pool(options, 5).await).await)
+    }
+}
+
+impl Server for PostgresServer {
+    fn start() -> Self {
+        Self::start()
     }
 
     fn address(&self) -> SocketAddr {
@@ -171,9 +200,36 @@ impl Server for PostgresServer {
     fn restart(&mut self) {
         self.restart();
     }
+}
 
-    async fn store_at(address: SocketAddr) -> Arc<dyn Store> {
-        Arc::new(postgres(pool(options_for(address), 5).await).await)
+/// An SQLite file. Nothing is shared, since a new one is at hand.
+pub struct SqliteFile(TempDir);
+
+impl SqliteFile {
+    pub fn new() -> Self {
+        Self(TempDir::with_prefix("sqlite-").unwrap())
+    }
+
+    pub fn path(&self) -> PathBuf {
+        self.0.path().join("records.db")
+    }
+}
+
+impl Place for SqliteFile {
+    const KIND: &str = "sqlite";
+
+    fn place(&self) -> String {
+        self.path().to_str().unwrap().to_owned()
+    }
+
+    fn shared() -> impl Deref<Target = Self> {
+        Box::new(Self::new())
+    }
+
+    async fn store_at(place: &str) -> Arc<dyn Store> {
+        let store = SqliteStore::open(place).await.unwrap();
+        store.migrate().await.unwrap();
+        Arc::new(store)
     }
 }
 
@@ -193,21 +249,36 @@ pub async fn postgres(pool: PgPool) -> PostgresStore {
 /// Makes tests of cases, which are generic over the server: one for each server and case.
 macro_rules! over_each_server {
     ($($case:ident)*) => {
-        over_each_server!(over_redis: crate::servers::redis::RedisServer, $($case)*);
-        over_each_server!(over_postgres: crate::servers::postgres::PostgresServer, $($case)*);
+        $crate::support::tests_of!(over_redis: crate::servers::redis::RedisServer, $($case)*);
+        $crate::support::tests_of!(
+            over_postgres: crate::servers::postgres::PostgresServer, $($case)*
+        );
     };
-    ($name:ident: $server:ty, $($case:ident)*) => {
+}
+pub(crate) use over_each_server;
+
+/// The same over files, too.
+macro_rules! over_each_place {
+    ($($case:ident)*) => {
+        $crate::support::over_each_server!($($case)*);
+        $crate::support::tests_of!(over_sqlite: crate::support::SqliteFile, $($case)*);
+    };
+}
+pub(crate) use over_each_place;
+
+macro_rules! tests_of {
+    ($name:ident: $place:ty, $($case:ident)*) => {
         mod $name {
             $(
                 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
                 async fn $case() {
-                    super::$case::<$server>().await;
+                    super::$case::<$place>().await;
                 }
             )*
         }
     };
 }
-pub(crate) use over_each_server;
+pub(crate) use tests_of;
 
 /// What the handlers of all instances do, and have done.
 #[derive(Clone)]

@@ -11,7 +11,7 @@ use tracing_subscriber::fmt::MakeWriter;
 
 use crate::{
     servers::{postgres::PostgresServer, proxy::Proxy, redis::RedisServer},
-    support::{Instance, PATIENCE, Server, Work, over_each_server, soon},
+    support::{Instance, PATIENCE, Place, Server, Work, over_each_server, soon},
 };
 
 over_each_server! {
@@ -60,8 +60,8 @@ async fn s19_near_fails() {
     let mut server = <RedisServer as Server>::start();
     let proxy = Proxy::before(server.address()).await;
     let far_proxy = Proxy::before(PostgresServer::shared().address()).await;
-    let near = RedisServer::store_at(proxy.address()).await;
-    let far = PostgresServer::store_at(far_proxy.address()).await;
+    let near = RedisServer::store_at(&proxy.address().to_string()).await;
+    let far = PostgresServer::store_at(&far_proxy.address().to_string()).await;
     // A busy machine is no outage.
     let tiered = Tiered::new(near, far).near_timeout(Duration::from_secs(2));
     let work = Work::new();
@@ -115,7 +115,7 @@ async fn s19_near_fails() {
 /// P8, S19: without far near answers what it has a copy of, and nothing runs.
 async fn p8_s19_far_is_down<S: Server>() {
     let mut server = S::start();
-    let far = S::store_at(server.address()).await;
+    let far = S::store_at(&server.place()).await;
     let work = Work::new();
     let instance = Instance::new(Arc::new(Tiered::new(MemoryStore::new(), far)), &work);
     instance.send("done").await.is_run(Outcome::Completed, 1);

@@ -6,7 +6,7 @@ use tower_idempotency::Outcome;
 
 use crate::{
     servers::proxy::Proxy,
-    support::{Instance, PATIENCE, Server, Work, over_each_server, until},
+    support::{PATIENCE, Server, Work, over_each_server, until},
 };
 
 over_each_server! {
@@ -21,9 +21,10 @@ async fn s03_woken_by_another_instance<S: Server>() {
     const PROMPTLY: Duration = Duration::from_millis(400);
 
     let work = Work::held();
-    let instance = S::shared().instance(&work).await;
-    let proxy = Proxy::before(S::shared().address()).await;
-    let waiting = Instance::new(S::store_at(proxy.address()).await, &work).waiting(PATIENCE);
+    let server = S::shared();
+    let instance = server.instance(&work).await;
+    let proxy = Proxy::before(server.address()).await;
+    let waiting = S::instance_behind(&proxy, &work).await.waiting(PATIENCE);
     let mut took = Vec::new();
     for round in 1..=5 {
         let key = format!("woken {round}");
