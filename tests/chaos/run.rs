@@ -136,7 +136,7 @@ pub(crate) fn run(setting: &Setting<'_>, time: Duration) -> Result<(), Vec<Strin
     }
     // A run in which nothing happened shows nothing.
     let keys = log.payments.len() + log.transfers.len();
-    assert!(keys >= 2 * CLIENTS / TIMES, "{name}: few keys");
+    assert!(keys > CLIENTS / TIMES, "{name}: few keys");
     let kills = log.kills.len();
     assert!(
         2 * (kills as u64 + 1) >= time.as_secs(),
