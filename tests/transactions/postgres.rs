@@ -169,6 +169,8 @@ impl Database for Postgres {
     type Transaction = sqlx::Transaction<'static, sqlx::Postgres>;
 
     const KIND: &str = "postgres";
+    const TINY: Duration = Duration::from_millis(100);
+    const IN_TRANSACTION: Duration = Duration::from_millis(60);
 
     async fn new() -> Self {
         Self::on(server(), server().address(), 8).await
