@@ -321,6 +321,6 @@ where
 
 /// Fails the test where something does not end.
 pub(crate) async fn soon<T>(future: impl Future<Output = T>) -> T {
-    let limit = tokio::time::timeout(Duration::from_secs(120), future);
+    let limit = tokio::time::timeout(Duration::from_secs(240), future);
     limit.await.expect("it takes too long")
 }
