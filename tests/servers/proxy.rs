@@ -25,8 +25,9 @@ pub struct Proxy {
     accepting: tokio::task::AbortHandle,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Shared {
+    server: Mutex<SocketAddr>,
     cut: Notify,
     refusing: AtomicBool,
     connections: AtomicU64,
@@ -49,8 +50,17 @@ impl Proxy {
     pub async fn before(server: SocketAddr) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
-        let shared = Arc::new(Shared::default());
-        let accepting = tokio::spawn(accept(listener, server, Arc::clone(&shared))).abort_handle();
+        let shared = Arc::new(Shared {
+            server: Mutex::new(server),
+            cut: Notify::new(),
+            refusing: AtomicBool::default(),
+            connections: AtomicU64::default(),
+            round_trips: AtomicU64::default(),
+            to_server: AtomicU64::default(),
+            to_client: AtomicU64::default(),
+            trap: Mutex::default(),
+        });
+        let accepting = tokio::spawn(accept(listener, Arc::clone(&shared))).abort_handle();
         Self {
             address,
             shared,
@@ -70,6 +80,11 @@ impl Proxy {
     /// Cuts the connection over which a client next sends these words, all in one piece. Once.
     pub fn cut_at(&self, words: &'static [u8], cut: Cut) {
         *self.shared.trap.lock().expect("a trap") = Some((words, cut));
+    }
+
+    /// Leads new connections to another server, as an address does that follows a failover.
+    pub fn lead_to(&self, server: SocketAddr) {
+        *self.shared.server.lock().expect("no panic") = server;
     }
 
     /// Whether new connections are closed at once.
@@ -101,12 +116,13 @@ impl Drop for Proxy {
     }
 }
 
-async fn accept(listener: TcpListener, server: SocketAddr, shared: Arc<Shared>) {
+async fn accept(listener: TcpListener, shared: Arc<Shared>) {
     while let Ok((client, _)) = listener.accept().await {
         if shared.refusing.load(SeqCst) {
             continue;
         }
         shared.connections.fetch_add(1, SeqCst);
+        let server = *shared.server.lock().expect("no panic");
         tokio::spawn(forward(client, server, Arc::clone(&shared)));
     }
 }
