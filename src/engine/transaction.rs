@@ -102,6 +102,43 @@ async fn transfer(
     ///
     /// A handler that returns [`Committed`](crate::Committed) cannot forget to commit.
     ///
+    /// It has to be a whole transaction, which only [`Transaction`] ends: no savepoint, whose commit
+    /// is refused, and neither `COMMIT` nor `ROLLBACK` among the statements. Savepoints within it are
+    /// the handler's own matter. In PostgreSQL a statement that failed has ended the transaction, also
+    /// where the handler goes on: its commit is refused.
+    ///
+    /// # Isolation
+    ///
+    /// PostgreSQL's default, `READ COMMITTED`, is enough: the commit looks at the record as it is then.
+    /// Under `REPEATABLE READ` and `SERIALIZABLE` it is [refused](CommitError::Refused) where the
+    /// record was renewed, taken over or removed since the transaction's first statement. A
+    /// transaction that lasts for a third of the lease meets a renewal; set a longer lease.
+    ///
+    /// In SQLite a transaction that reads before it writes should begin by `BEGIN IMMEDIATE`
+    /// (`begin_with`). Otherwise it can neither write nor be committed once anybody has written since
+    /// it read: another handler, or a renewal of its own record.
+    ///
+    /// After a refusal nothing is written, and the handler may begin another transaction.
+    ///
+    /// # Locks
+    ///
+    /// PostgreSQL locks the record's row for the commit; SQLite locks the whole file from the first
+    /// write on. Meanwhile a duplicate is told of the conflict at once, as ever. Renewals wait in vain,
+    /// which is logged unless the commit has begun, and the lease may end. Whoever would take over then
+    /// waits, too, for the answer that is committed, or else to run; or it gets a 503. In SQLite
+    /// all other claims wait as well, and so does
+    /// [`save_checkpoint`](Self::save_checkpoint): save before the first write.
+    ///
+    /// A process that is frozen within its transaction goes on holding its locks. PostgreSQL ends one
+    /// that is idle for too long where `idle_in_transaction_session_timeout` is set.
+    ///
+    /// # Pools
+    ///
+    /// A transaction has a connection of its own, while the store needs others, to claim and to renew.
+    /// Where the two share a pool, give it more connections than handlers run at once, or let the
+    /// store have its own. With too few, claims get a 503 and leases end; what has begun can be
+    /// committed all the same.
+    ///
     /// # Errors
     ///
     /// [`CommitError::OtherStore`] where the records are kept elsewhere: the transaction is of
@@ -273,12 +310,14 @@ impl Execution {
         )
     }
 
-    /// The answer of a commit of which nobody heard whether it succeeded, once the store shows that
-    /// it did.
+    /// The answer of a commit that had not ended when the handler had, or of which nobody heard
+    /// whether it succeeded, once the store shows that it did.
     pub(crate) fn was_committed(&self, recorded: &Payload) -> Option<Answer> {
         let mut fate = self.fate();
         match fate.take().map(|fate| *fate) {
-            Some(Fate::Unsure(answer)) if answer.payload == *recorded => Some(answer),
+            Some(Fate::Unsure(answer) | Fate::Committed(answer)) if answer.payload == *recorded => {
+                Some(answer)
+            }
             other => {
                 *fate = other.map(Box::new);
                 None
@@ -330,7 +369,8 @@ pub enum CommitError {
     Gone,
     /// This execution has committed another transaction.
     AlreadyCommitted,
-    /// The record could not be completed.
+    /// The record could not be completed; also where a statement before had failed, or the transaction
+    /// is a savepoint.
     Store(StoreError),
     /// The database refused to commit: a deferred constraint, or a serialisation failure, after which
     /// the handler may begin another transaction.

@@ -1,6 +1,9 @@
 //! Somebody gives up in the middle: the caller, or a time limit inside the layer or outside of it.
 
-use std::time::Duration;
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use http_body_util::Full;
 use tower::{Layer, ServiceExt, timeout::Timeout};
@@ -8,9 +11,9 @@ use tower_http::timeout::TimeoutLayer;
 use tower_idempotency::{OnConflict, Outcome, Reason, State};
 
 use crate::{
-    bench::{Bench, Gate, good, good_after, handler, read, request, soon, unwanted},
+    bench::{Bench, Gate, answer, good, good_after, handler, pay, read, request, soon, unwanted},
     database::Database,
-    postgres::{Held, Postgres},
+    postgres::{Held, Postgres, server},
 };
 
 on_each_database!(
@@ -83,7 +86,7 @@ fn limited<D: Database>(
 
 /// A bench whose commits wait in the server.
 async fn holding() -> (Bench<Postgres>, Held) {
-    let bench = Bench::over(Postgres::new().await);
+    let bench = Bench::over(Postgres::on(server(), server().address(), 16).await);
     let held = bench.database.hold_commits().await;
     (bench, held)
 }
@@ -126,7 +129,7 @@ async fn p4_p7_a_time_limit_outside_in_mid_commit_finds_it_done() {
 #[tokio::test]
 async fn p7_a_time_limit_inside_in_mid_commit_is_looked_into() {
     soon(async {
-        for (status, committed) in [(504, true), (408, true), (504, false), (408, false)] {
+        for (status, committed) in [(504, true), (422, true), (504, false), (422, false)] {
             let (bench, mut held) = holding().await;
             let sent = tokio::spawn(limited(&bench, &good(), status).oneshot(request("k")));
             held.reached().await;
@@ -144,12 +147,52 @@ async fn p7_a_time_limit_inside_in_mid_commit_is_looked_into() {
                 seen.is(Outcome::Completed, 201, "attempt 1");
                 bench.is_settled("k", 1).await;
             } else {
-                // Also a 408: nobody knew whether it was committed.
+                // Also a 422: nobody knew whether it was committed.
                 seen.is(Outcome::Failed, status, "");
                 bench.holds("k", Some((State::Failed, 1)), &[]).await;
                 bench.can_be_done("k", 2).await;
             }
         }
+    })
+    .await;
+}
+
+/// P7: the handler leaves its commit to a task, and answers before that has ended. The answer is the
+/// one that was committed, and the execution is its own.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn p7_a_commit_that_is_left_to_a_task_counts() {
+    soon(async {
+        let (bench, mut held) = holding().await;
+        let gate = Gate::new();
+        let (inside, executions) = (gate.clone(), Arc::new(Mutex::new(Vec::new())));
+        let seen = Arc::clone(&executions);
+        let leaving = handler(move |database: Postgres, execution| {
+            let gate = inside.clone();
+            seen.lock().unwrap().push(execution.clone());
+            async move {
+                tokio::spawn(async move { pay(&database, &execution).await.map(drop) });
+                gate.pass().await;
+                answer(201, "made up")
+            }
+        });
+        let sent: Vec<_> = (0..6)
+            .map(|key| bench.start(&key.to_string(), &leaving))
+            .collect();
+        for _ in &sent {
+            gate.reached().await;
+        }
+        held.are_reached(6).await;
+        for _ in &sent {
+            gate.open();
+        }
+        bench.database.waits_for_a_row().await;
+        held.release().await;
+        for (key, sent) in sent.into_iter().enumerate() {
+            sent.await.unwrap().is(Outcome::Completed, 201, "attempt 1");
+            bench.is_settled(&key.to_string(), 1).await;
+        }
+        let executions = executions.lock().unwrap();
+        assert!(executions.iter().all(|it| !it.is_superseded()));
     })
     .await;
 }

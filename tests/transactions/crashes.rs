@@ -18,6 +18,7 @@ use crate::{
     postgres::Postgres,
     servers::process::Process,
     sqlite::Sqlite,
+    stress,
 };
 
 on_each_database!(
@@ -30,17 +31,24 @@ const MOMENT: &str = "TOWER_IDEMPOTENCY_TEST_MOMENT";
 
 /// Where the handler of the other process stops, says so, and waits for its death.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Moment {
+pub(crate) enum Moment {
     /// A row is written, and nothing is committed.
     Written,
     /// All is committed, and the layer has not answered.
     Committed,
     /// The handler is told to commit.
     Committing,
+    /// It goes on, with many keys, until it is killed.
+    Stressed,
 }
 
 impl Moment {
-    const ALL: [Self; 3] = [Self::Written, Self::Committed, Self::Committing];
+    const ALL: [Self; 4] = [
+        Self::Written,
+        Self::Committed,
+        Self::Committing,
+        Self::Stressed,
+    ];
 
     fn name(self) -> String {
         format!("{self:?}")
@@ -65,6 +73,10 @@ async fn child() {
 
 async fn runs<D: Database>(database: D, moment: Moment) {
     let bench = Bench::over(database);
+    if moment == Moment::Stressed {
+        println!("\n{}", moment.name());
+        return stress::goes_on(bench).await;
+    }
     let stops = handler(move |database: D, execution| async move {
         let says = || println!("\n{}", moment.name());
         match moment {
@@ -87,14 +99,15 @@ async fn runs<D: Database>(database: D, moment: Moment) {
                 drop(pay(&database, &execution).await);
                 pending().await
             }
+            Moment::Stressed => unreachable!("it has its own handler"),
         }
     });
     bench.send("k", &stops).await;
 }
 
 /// The other process, where its handler has come to this moment. It dies when this is dropped.
-async fn process(database: &impl Database, kind: &str, moment: Moment) -> Process {
-    let place = format!("{kind} {}", database.place());
+pub(crate) async fn process<D: Database>(database: &D, moment: Moment) -> Process {
+    let place = format!("{} {}", D::KIND, database.place());
     let started = spawn_blocking(move || {
         let mut command = Command::new(std::env::current_exe().unwrap());
         command
@@ -127,7 +140,7 @@ async fn watching<D: Database>(database: D) -> Bench<D> {
 /// only one.
 async fn p7_p5_a_crash_before_the_commit_leaves_nothing<D: Database>() {
     let bench = watching(D::new().await).await;
-    let mut process = process(&bench.database, D::KIND, Moment::Written).await;
+    let mut process = process(&bench.database, Moment::Written).await;
     bench.holds("k", Some((State::InProgress, 1)), &[]).await;
     process.kill();
     bench.holds("k", Some((State::InProgress, 1)), &[]).await;
@@ -146,7 +159,7 @@ async fn p7_p5_a_crash_before_the_commit_leaves_nothing<D: Database>() {
 /// P7, P2: the answer was never sent, and a retry gets it at once.
 async fn p7_p2_a_crash_after_the_commit_leaves_all<D: Database>() {
     let bench = watching(D::new().await).await;
-    let mut process = process(&bench.database, D::KIND, Moment::Committed).await;
+    let mut process = process(&bench.database, Moment::Committed).await;
     process.kill();
     bench.is_settled("k", 1).await;
     bench.database.advance_clock(LEASE);
@@ -159,7 +172,7 @@ async fn p7_p2_a_crash_after_the_commit_leaves_all<D: Database>() {
 async fn p7_p2_a_crash_in_the_middle_of_the_commit() {
     let bench = watching(Postgres::new().await).await;
     let mut held = bench.database.hold_commits().await;
-    let mut process = process(&bench.database, Postgres::KIND, Moment::Committing).await;
+    let mut process = process(&bench.database, Moment::Committing).await;
     held.reached().await;
     process.kill();
     bench.holds("k", Some((State::InProgress, 1)), &[]).await;

@@ -16,6 +16,12 @@ pub(crate) trait Database: Clone + Send + Sync + 'static {
     /// Its name, for another process.
     const KIND: &str;
 
+    /// A lease that can be kept, if the machine is not busy.
+    const TINY: Duration;
+
+    /// How long a transaction may be left open, so that others get on.
+    const IN_TRANSACTION: Duration;
+
     /// Another one, empty but for its tables.
     fn new() -> impl Future<Output = Self> + Send;
 

@@ -139,12 +139,17 @@ pub(crate) struct Held(PgConnection);
 impl Held {
     /// Returns once a commit waits.
     pub(crate) async fn reached(&mut self) {
-        let waiting = "SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' \
+        self.are_reached(1).await;
+    }
+
+    /// Returns once so many commits wait.
+    pub(crate) async fn are_reached(&mut self, commits: i64) {
+        let waiting = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' \
              AND NOT granted AND classid = 4711 \
-             AND objid::bigint = hashtext(current_schema())::bigint & 4294967295)";
+             AND objid::bigint = hashtext(current_schema())::bigint & 4294967295";
         loop {
             let row = sqlx::query(waiting).fetch_one(&mut self.0).await.unwrap();
-            if row.get(0) {
+            if row.get::<i64, _>(0) >= commits {
                 return;
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -169,6 +174,8 @@ impl Database for Postgres {
     type Transaction = sqlx::Transaction<'static, sqlx::Postgres>;
 
     const KIND: &str = "postgres";
+    const TINY: Duration = Duration::from_millis(100);
+    const IN_TRANSACTION: Duration = Duration::from_millis(60);
 
     async fn new() -> Self {
         Self::on(server(), server().address(), 8).await

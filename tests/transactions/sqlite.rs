@@ -31,6 +31,8 @@ impl Database for Sqlite {
     type Transaction = sqlx::Transaction<'static, sqlx::Sqlite>;
 
     const KIND: &str = "sqlite";
+    const TINY: Duration = Duration::from_millis(100);
+    const IN_TRANSACTION: Duration = Duration::from_millis(4);
 
     async fn new() -> Self {
         let folder = TempDir::new().unwrap();

@@ -11,6 +11,7 @@ use std::{
 };
 
 use tokio::{
+    sync::Mutex,
     task::{JoinHandle, JoinSet},
     time::{Instant, sleep},
 };
@@ -18,6 +19,7 @@ use tower_idempotency::{Outcome, State};
 
 use crate::{
     bench::{Bench, Handler, commit, handler, note, soon, told, unwanted},
+    crashes::{Moment, process},
     database::Database,
     postgres::{Postgres, server},
     servers::proxy::Proxy,
@@ -27,8 +29,11 @@ const TASKS: u64 = 64;
 const KEYS: u64 = 200;
 /// Each key is sent by two tasks at least.
 const KEYS_OF_A_TASK: u64 = 7;
-/// For so long connections die. After that all is to be answered.
-const STORM: Duration = Duration::from_secs(12);
+/// For so long connections or processes die. After that all is to be answered.
+const STORM: Duration = Duration::from_secs(8);
+
+/// One at a time: they keep the machine busy.
+static TURN: Mutex<()> = Mutex::const_new(());
 
 /// Numbers of chance, from a seed.
 #[derive(Clone)]
@@ -40,7 +45,6 @@ impl Chance {
             .elapsed()
             .unwrap()
             .as_micros() as u64;
-        println!("seed {seed}");
         Self(Arc::new(AtomicU64::new(seed)))
     }
 
@@ -66,13 +70,13 @@ fn erratic<D: Database>(chance: &Chance) -> Handler<D> {
         let chance = chance.clone();
         async move {
             let attempt = async {
-                chance.pause(60).await;
+                chance.pause(D::TINY.as_millis() as u64).await;
                 let transaction = database.begin().await.ok()?;
                 let mut transaction = execution.transaction(transaction).ok()?;
                 let note = note(&execution);
                 let written = database.insert(&mut transaction, execution.key(), &note);
                 written.await.ok()?;
-                chance.pause(60).await;
+                chance.pause(D::IN_TRANSACTION.as_millis() as u64).await;
                 Some(commit(transaction, &execution).await)
             };
             match attempt.await {
@@ -83,24 +87,50 @@ fn erratic<D: Database>(chance: &Chance) -> Handler<D> {
     })
 }
 
+/// With a lease that ends within a transaction at times, and a store that is given up early.
+fn tiny<D: Database>(bench: Bench<D>) -> Bench<D> {
+    bench.with(|layer| {
+        layer
+            .lease(D::TINY)
+            .store_timeout(D::TINY * 8)
+            .record_timeout(D::TINY * 16)
+    })
+}
+
+/// What another process does until it is killed.
+pub(crate) async fn goes_on<D: Database>(bench: Bench<D>) {
+    let (bench, chance) = (tiny(bench), Chance::new());
+    let erratic = erratic(&chance);
+    loop {
+        let sent = (0..4).map(|_| {
+            let key = chance.below(KEYS).to_string();
+            bench.start(&key, &erratic)
+        });
+        for sent in sent.collect::<Vec<_>>() {
+            sent.await.unwrap();
+        }
+    }
+}
+
 /// Sends all, while `storm` goes on, and looks at what there is then.
 async fn stress<D: Database>(bench: Bench<D>, chance: Chance, storm: JoinHandle<()>) {
-    let bench = bench.with(|layer| {
-        layer
-            .lease(Duration::from_millis(50))
-            .store_timeout(Duration::from_millis(400))
-            .record_timeout(Duration::from_millis(800))
-    });
+    let (calm, bench) = (bench.clone(), tiny(bench));
+    let start = Instant::now();
     let erratic = erratic(&chance);
     let mut tasks = JoinSet::new();
     for task in 0..TASKS {
-        let (bench, chance, erratic) = (bench.clone(), chance.clone(), erratic.clone());
+        let (bench, calm) = (bench.clone(), calm.clone());
+        let (chance, erratic) = (chance.clone(), erratic.clone());
         tasks.spawn(async move {
             let mut answers = Vec::new();
             for step in 0..KEYS_OF_A_TASK {
                 // Neighbours meet at a key at the same time.
                 let key = ((task / 2 + step * 31) * 7 % KEYS).to_string();
                 loop {
+                    let bench = match start.elapsed() < STORM {
+                        true => &bench,
+                        false => &calm,
+                    };
                     let seen = bench.send(&key, &erratic).await;
                     if seen.status == 201 {
                         answers.push((key, seen.text));
@@ -124,6 +154,8 @@ async fn stress<D: Database>(bench: Bench<D>, chance: Chance, storm: JoinHandle<
     storm.abort();
     let _ = storm.await;
     bench.layer.drain().await;
+    calm.layer.drain().await;
+    let bench = calm;
     let mut rows = BTreeMap::<String, Vec<String>>::new();
     for (key, note) in bench.database.rows().await {
         rows.entry(key).or_default().push(note);
@@ -156,9 +188,32 @@ async fn stress<D: Database>(bench: Bench<D>, chance: Chance, storm: JoinHandle<
     }
 }
 
+on_each_database!(p7_p6_p5_processes_die_at_any_moment);
+
+/// P7, P6, P5: other processes do the same with the same keys, and are killed with -9.
+async fn p7_p6_p5_processes_die_at_any_moment<D: Database>() {
+    let _turn = TURN.lock().await;
+    let (bench, chance) = (Bench::<D>::new().await, Chance::new());
+    let storm = tokio::spawn({
+        let (database, chance) = (bench.database.clone(), chance.clone());
+        async move {
+            let (start, mut kills) = (Instant::now(), 0);
+            while start.elapsed() < STORM {
+                let mut other = process(&database, Moment::Stressed).await;
+                chance.pause(400).await;
+                other.kill();
+                kills += 1;
+                println!("{kills} processes died");
+            }
+        }
+    });
+    stress(bench, chance, storm).await;
+}
+
 /// P7, P6, P1: connections are ended by the server, and cut on their way, at any moment.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn p7_p6_connections_die_at_any_moment() {
+    let _turn = TURN.lock().await;
     soon(async {
         let chance = Chance::new();
         let proxy = Arc::new(Proxy::before(server().address()).await);
