@@ -13,6 +13,7 @@ mod gone;
 mod locked;
 mod many;
 mod processes;
+mod storms;
 mod support;
 mod tiered;
 mod waiting;

@@ -11,7 +11,7 @@ use std::{
     path::PathBuf,
     sync::{
         Arc, Mutex, OnceLock,
-        atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst},
     },
     time::{Duration, Instant},
 };
@@ -290,6 +290,7 @@ struct Shared {
     entered: Semaphore,
     gate: Semaphore,
     status: AtomicUsize,
+    millis: AtomicU64,
 }
 
 /// One run of the handler, and what it is told.
@@ -309,6 +310,7 @@ impl Work {
             entered: Semaphore::new(0),
             gate: Semaphore::new(0),
             status: AtomicUsize::new(201),
+            millis: AtomicU64::new(0),
         }))
     }
 
@@ -327,6 +329,13 @@ impl Work {
     /// Those that come from now on are not.
     pub fn hold_no_more(&self) {
         self.0.holds.store(false, SeqCst);
+    }
+
+    /// Its handlers take so long.
+    pub fn takes(self, time: Duration) -> Self {
+        let millis = u64::try_from(time.as_millis()).unwrap();
+        self.0.millis.store(millis, SeqCst);
+        self
     }
 
     pub fn answers_with(&self, status: u16) {
@@ -364,6 +373,10 @@ impl Work {
             runs.len()
         };
         self.0.entered.add_permits(1);
+        let millis = self.0.millis.load(SeqCst);
+        if millis > 0 {
+            tokio::time::sleep(Duration::from_millis(millis)).await;
+        }
         if self.0.holds.load(SeqCst) {
             self.0.gate.acquire().await.unwrap().forget();
         }
