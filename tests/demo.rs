@@ -2,6 +2,9 @@
 
 #[path = "../examples/payments/client.rs"]
 mod client;
+#[cfg(any(feature = "redis", feature = "postgres"))]
+#[path = "servers/mod.rs"]
+mod servers;
 
 use std::{
     fs,
@@ -85,6 +88,31 @@ impl Server {
         .await
         .expect("an answer in time")
         .expect("an answer")
+    }
+
+    /// A payment or a transfer during which the server dies.
+    #[cfg(feature = "sqlite")]
+    async fn dies_of(&mut self, path: &str, key: &str, body: &str) {
+        let headers = [("idempotency-key", key)];
+        let answer = client::send(self.addr, "POST", path, &headers, body);
+        let answer = tokio::time::timeout(DEADLINE, answer).await;
+        let answer = answer.expect("an end in time");
+        assert!(answer.is_err(), "{answer:?}");
+        // By a signal.
+        assert_eq!(self.exit_code().await, None);
+    }
+
+    /// The table of transfers.
+    #[cfg(any(feature = "redis", feature = "postgres", feature = "sqlite"))]
+    async fn rows(&self) -> Vec<Value> {
+        let rows = self.get("/transfers").await;
+        serde_json::from_str(&rows.body).expect("a list")
+    }
+
+    #[cfg(feature = "sqlite")]
+    async fn transfer(&self, key: &str, body: &str) -> Answer {
+        self.send("POST", "/transfers", &[("idempotency-key", key)], body)
+            .await
     }
 
     async fn get(&self, path: &str) -> Answer {
@@ -557,9 +585,52 @@ async fn bad_flags_are_explained() {
         (&["--lease-secs", "0"], "--lease-secs"),
         (&["--delay-ms", "soon"], "--delay-ms"),
         (&["--on-conflict", "maybe"], "reject, wait"),
+        (&["--takeover", "maybe"], "run, refuse"),
         (
-            &["--store", "redis://user:secret@host"],
-            "store `redis` is not supported; supported: memory",
+            &["--store", "mysql://user:secret@host"],
+            "there is no store `mysql`; there are memory, redis://…",
+        ),
+        (&["--store", "memory://secret"], "there is no store"),
+        (&["--store", "tiered:memory"], "takes two stores"),
+        (
+            &["--store", "tiered:memory,tiered:memory,memory"],
+            "there is no store `tiered`",
+        ),
+        // Port 1 refuses connections.
+        (
+            &["--store", "redis://user:secret@127.0.0.1:1"],
+            "the store `redis` cannot be opened: ",
+        ),
+        (
+            &["--store", "rediss://user:secret@127.0.0.1:1"],
+            "the store `rediss` cannot be opened: ",
+        ),
+        (
+            &["--store", "redis://user:secret@not a host"],
+            "the store `redis` cannot be opened: ",
+        ),
+        (
+            &["--store", "postgres://user:secret@127.0.0.1:1/db"],
+            "the store `postgres` cannot be opened: ",
+        ),
+        (
+            &["--store", "postgres://user:secret@not a host"],
+            "the store `postgres` cannot be opened: ",
+        ),
+        (
+            &[
+                "--store",
+                "tiered:memory,postgres://user:secret@127.0.0.1:1/db",
+            ],
+            "the store `postgres` cannot be opened: ",
+        ),
+        (
+            &["--store", "sqlite:/no/such/folder/payments.db"],
+            "the store `sqlite` cannot be opened: ",
+        ),
+        (
+            &["--store", "sqlite:"],
+            "the store `sqlite` cannot be opened: ",
         ),
         (&["--addr", "nonsense"], "cannot listen on nonsense"),
         (&["--addr", "127.0.0.1:99999"], "cannot listen on"),
@@ -574,6 +645,221 @@ async fn bad_flags_are_explained() {
         assert!(stderr.contains(message), "{flags:?}: {stderr}");
         assert!(!stderr.contains("panicked"), "{flags:?}: {stderr}");
         assert!(!stderr.contains("secret"), "{flags:?}: {stderr}");
+    }
+}
+
+/// A store that is not compiled in says which feature it is.
+#[tokio::test]
+async fn missing_features_are_named() {
+    for (store, feature, there) in [
+        ("redis://127.0.0.1:1", "redis", cfg!(feature = "redis")),
+        (
+            "postgres://127.0.0.1:1/db",
+            "postgres",
+            cfg!(feature = "postgres"),
+        ),
+        (
+            "sqlite:/no/such/folder/db",
+            "sqlite",
+            cfg!(feature = "sqlite"),
+        ),
+    ] {
+        let Output { status, stderr, .. } = output(&["--store", store]).await;
+        let stderr = String::from_utf8(stderr).unwrap();
+        assert_eq!(status.code(), Some(1), "{stderr}");
+        let named = stderr.contains(&format!("add `--features {feature}`"));
+        assert_eq!(named, !there, "{store}: {stderr}");
+    }
+}
+
+/// Transfers need a database.
+#[tokio::test]
+async fn without_a_database_there_are_no_transfers() {
+    let server = Server::start(&[]);
+    for method in ["GET", "POST"] {
+        let answer = server.send(method, "/transfers", &[], ORDER).await;
+        assert_eq!(answer.status, 501, "{answer:?}");
+        let detail = answer.json("/detail").unwrap();
+        assert!(detail.as_str().unwrap().contains("postgres://"), "{detail}");
+    }
+}
+
+/// What every store that outlives its process gives: S14, S16, S17.
+#[cfg(any(feature = "redis", feature = "postgres", feature = "sqlite"))]
+async fn keeps_its_answers(store: &str, with_transfers: bool) {
+    let flags = ["--store", store];
+    // Three that begin at once share it.
+    let start = || {
+        std::thread::spawn({
+            let store = store.to_owned();
+            move || Server::start(&["--store", &store])
+        })
+    };
+    let servers = [start(), start(), start()].map(|server| server.join().expect("it starts"));
+    let [one, two, three] = servers;
+
+    let first = one.pay("order-1", ORDER).await;
+    assert_fresh(&first);
+    assert_replay(&two.pay("order-1", ORDER).await, &first);
+    let other = ORDER.replace("100", "999");
+    assert_refused(&three.pay("order-1", &other).await, 422, "mismatch");
+
+    let transfers = if with_transfers { 201 } else { 501 };
+    let headers = [("idempotency-key", "order-1"), ("x-api-key", "alice")];
+    let moved = two.send("POST", "/transfers", &headers, ORDER).await;
+    assert_eq!(moved.status, transfers, "{moved:?}");
+
+    drop((one, two, three));
+    let server = Server::start(&flags);
+    assert_replay(&server.pay("order-1", ORDER).await, &first);
+    assert!(server.ledger().is_empty());
+    if !with_transfers {
+        return;
+    }
+
+    // P7: the row and the answer, once.
+    assert_fresh(&moved);
+    let again = server.send("POST", "/transfers", &headers, ORDER).await;
+    assert_replay(&again, &moved);
+    let mismatch = server.send("POST", "/transfers", &headers, &other).await;
+    assert_refused(&mismatch, 422, "mismatch");
+    let id = moved.json("/transfer_id");
+    let row = serde_json::json!({
+        "id": id, "key": "order-1", "scope": "alice", "amount": 100,
+    });
+    assert_eq!(server.rows().await, [row]);
+
+    // The same contract as for payments: a key, a body, faults to try a client with.
+    let no_key = server.send("POST", "/transfers", &[], ORDER).await;
+    assert_refused(&no_key, 400, "key_missing");
+    let invalid = server.send("POST", "/transfers", &headers[..1], "{}").await;
+    assert_eq!(invalid.status, 422);
+    let failing =
+        r#"{"amount": 7, "currency": "EUR", "simulate": {"fail_times": 1, "status": 500}}"#;
+    let headers = [("idempotency-key", "fails")];
+    let failed = server.send("POST", "/transfers", &headers, failing).await;
+    assert_eq!(failed.status, 500);
+    assert_fresh(&server.send("POST", "/transfers", &headers, failing).await);
+    assert_eq!(server.rows().await.len(), 2);
+}
+
+/// S16.
+#[cfg(feature = "redis")]
+#[tokio::test]
+async fn s16_redis() {
+    let redis = servers::redis::RedisServer::start(&[]);
+    keeps_its_answers(&redis.url(), false).await;
+}
+
+/// S17, P7.
+#[cfg(feature = "postgres")]
+#[tokio::test]
+async fn s17_p7_postgres() {
+    let postgres = servers::postgres::PostgresServer::start();
+    keeps_its_answers(&postgres.url(), true).await;
+}
+
+/// S17, P7.
+#[cfg(feature = "sqlite")]
+#[tokio::test]
+async fn s17_p7_sqlite() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = format!("sqlite:{}", folder.path().join("a.db").display());
+    keeps_its_answers(&store, true).await;
+}
+
+/// S19, P7: the far store decides, and keeps the transfers.
+#[cfg(feature = "sqlite")]
+#[tokio::test]
+async fn s19_tiered() {
+    let folder = tempfile::tempdir().unwrap();
+    let far = folder.path().join("a.db");
+    keeps_its_answers(&format!("tiered:memory,sqlite:{}", far.display()), true).await;
+}
+
+/// S19: Redis before PostgreSQL.
+#[cfg(all(feature = "redis", feature = "postgres"))]
+#[tokio::test]
+async fn s19_tiered_redis_before_postgres() {
+    let redis = servers::redis::RedisServer::start(&[]);
+    let postgres = servers::postgres::PostgresServer::start();
+    let store = format!("tiered:{},{}", redis.url(), postgres.url());
+    keeps_its_answers(&store, true).await;
+}
+
+#[cfg(feature = "sqlite")]
+fn crashing(point: &str) -> String {
+    format!(r#"{{"amount": 100, "currency": "EUR", "simulate": {{"crash": "{point}"}}}}"#)
+}
+
+/// P5, S08, S27: the key of a process that died is taken until its lease ends. Then the next request
+/// runs, and may repeat the effect; or is refused.
+#[cfg(feature = "sqlite")]
+#[tokio::test]
+async fn p5_s27_a_crash_is_taken_over_or_refused() {
+    for (point, effects) in [("before-effect", 0), ("after-effect", 1)] {
+        let folder = tempfile::tempdir().unwrap();
+        let store = format!("sqlite:{}", folder.path().join("a.db").display());
+        let flags = ["--store", &store, "--lease-secs", "1"];
+        let body = crashing(point);
+
+        let mut crashed = Server::start(&flags);
+        crashed.dies_of("/payments", "order-1", &body).await;
+        assert_eq!(crashed.ledger().len(), effects, "{point}");
+
+        let refusing = Server::start(&[&flags[..], &["--takeover", "refuse"]].concat());
+        let taking_over = Server::start(&flags);
+        let start = Instant::now();
+        let refused = loop {
+            let answer = refusing.pay("order-1", &body).await;
+            assert_eq!(answer.status, 409, "{point}: {answer:?}");
+            if answer.json("/error") != Some("in_progress".into()) {
+                break answer;
+            }
+            assert!(start.elapsed() < DEADLINE, "the lease does not end");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        };
+        assert_refused(&refused, 409, "abandoned");
+        assert!(refusing.ledger().is_empty());
+
+        let taken = taking_over.pay("order-1", &body).await;
+        assert_fresh(&taken);
+        let ledger = taking_over.ledger();
+        assert_eq!(ledger.len(), 1, "{point}");
+        assert_eq!(ledger[0]["attempt"], 2, "{point}");
+        assert_eq!(ledger[0]["process"], taking_over.process.id());
+        assert_replay(&refusing.pay("order-1", &body).await, &taken);
+    }
+}
+
+/// P7: no crash comes between a row and its record.
+#[cfg(feature = "sqlite")]
+#[tokio::test]
+async fn p7_a_crash_leaves_a_row_with_its_record_or_neither() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = format!("sqlite:{}", folder.path().join("a.db").display());
+    let flags = [
+        "--store",
+        &store,
+        "--lease-secs",
+        "1",
+        "--on-conflict",
+        "wait",
+    ];
+    for (point, rows, replayed) in [("before-effect", 0, false), ("after-effect", 2, true)] {
+        let body = crashing(point);
+        Server::start(&flags)
+            .dies_of("/transfers", point, &body)
+            .await;
+        let server = Server::start(&flags);
+        assert_eq!(server.rows().await.len(), rows, "{point}");
+        let answer = server.transfer(point, &body).await;
+        assert_eq!(
+            (answer.status, answer.is_replay()),
+            (201, replayed),
+            "{point}"
+        );
+        assert_eq!(server.rows().await.len(), rows.max(1), "{point}");
     }
 }
 

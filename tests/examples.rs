@@ -35,6 +35,25 @@ enum Kind {
 const EXAMPLES: &[(&str, Kind)] = &[
     ("axum", Kind::Server),
     (
+        "checkpoints",
+        Kind::Program(&[
+            "attempt 1 (First), checkpoint: []",
+            "the process dies",
+            "attempt 2 (Takeover), checkpoint: [\"stock\"]",
+            "stock: done before",
+            "card: receipt",
+            "the process dies",
+            "attempt 3 (Takeover), checkpoint: [\"stock\"]",
+            "card: receipt",
+            "courier: receipt",
+            "fulfilled: ",
+            "fulfilled before: ",
+            "stock: 1 done, 0 repeated",
+            "card: 1 done, 1 repeated",
+            "courier: 1 done, 0 repeated",
+        ]),
+    ),
+    (
         "function",
         Kind::Program(&[
             "paid: payment 1 over 500 cents",
@@ -48,6 +67,7 @@ const EXAMPLES: &[(&str, Kind)] = &[
     ),
     ("hyper", Kind::Server),
     ("payments", Kind::Server),
+    ("transfer", Kind::Server),
 ];
 
 fn of_kind(server: bool) -> impl Iterator<Item = (&'static str, Kind)> {
@@ -160,7 +180,8 @@ async fn s05_axum_keeps_invoices_for_longer() {
     assert!(invoice == (201, true) || start.elapsed() > Duration::from_secs(6));
 }
 
-/// What is no server ends by itself.
+/// What is no server ends by itself. Among them is one that dies between its steps, and does each
+/// once (S08, P5).
 #[tokio::test]
 async fn each_program_runs_to_its_end() {
     for (name, kind) in of_kind(false) {
@@ -233,6 +254,8 @@ fn sections() -> Vec<Section> {
     let list = include_str!("../examples/README.md");
     let sections = list.split("\n## ").skip(1);
     let section = |text: &str| {
+        // What follows is for reading on.
+        let text = text.split("\n### ").next().unwrap_or_default();
         let mut blocks = text.split("\n```").skip(1).step_by(2);
         let mut block = || {
             let block = blocks.next().and_then(|block| block.strip_prefix("sh\n"));

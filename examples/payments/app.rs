@@ -8,11 +8,11 @@ use std::{
 
 use axum::{
     Extension, Json, Router,
-    body::Bytes,
+    body::{Body, Bytes},
     extract::{Path, State},
     http::{HeaderMap, StatusCode, header},
     response::{IntoResponse, Response},
-    routing::{get, post},
+    routing::{any, get, post},
 };
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Value, json};
@@ -21,7 +21,10 @@ use tower_idempotency::{
     Execution, Fingerprinter, IdempotencyLayer, KeySource, Scope, Store, StoreKey,
 };
 
-use crate::ledger::Ledger;
+use crate::{
+    ledger::Ledger,
+    transfers::{BoxError, Database, Transfer},
+};
 
 /// The longest time that a handler may be told to work.
 pub(crate) const MAX_DELAY_MS: u64 = 60_000;
@@ -29,8 +32,11 @@ pub(crate) const MAX_DELAY_MS: u64 = 60_000;
 /// Puts the layer in.
 ///
 /// `idempotency` holds what both kinds of request have in common: the store, the scope, the times.
+///
+/// With a database that holds the records there are transfers, whose rows are in the same database.
 pub(crate) fn router(
     idempotency: IdempotencyLayer<Arc<dyn Store>>,
+    database: Option<Database>,
     ledger: Ledger,
     delay: Duration,
 ) -> Router {
@@ -45,7 +51,12 @@ pub(crate) fn router(
         .route("/payments", post(create_payment))
         .route("/payments/{id}", get(show_payment))
         .route("/ledger", get(show_ledger))
-        .route("/healthz", get(async || "ok\n"))
+        .route("/healthz", get(async || "ok\n"));
+    let payments = match database {
+        Some(_) => payments.route("/transfers", post(create_transfer).get(show_transfers)),
+        None => payments,
+    };
+    let payments = payments
         // GET passes untouched, so the layer can stand around all routes. `route_layer`, not
         // `layer`: a POST to a path that does not exist is a 404, and not a missing key.
         .route_layer(key_in_header);
@@ -53,9 +64,16 @@ pub(crate) fn router(
         .route("/process-request", post(process_request))
         .route_layer(key_in_body);
 
+    let unprotected = match database {
+        Some(_) => Router::new(),
+        None => Router::new().route("/transfers", any(async || no_database())),
+    };
+
     payments
         .merge(requests)
+        .merge(unprotected)
         .with_state(App {
+            database,
             ledger: Arc::new(ledger),
             delay,
             failures: Arc::default(),
@@ -87,11 +105,13 @@ fn caller(headers: &HeaderMap) -> Option<String> {
 
 #[derive(Clone)]
 struct App {
+    database: Option<Database>,
     ledger: Arc<Ledger>,
     delay: Duration,
     failures: Arc<Mutex<HashMap<StoreKey, u32>>>,
 }
 
+/// The body of a payment, and of a transfer.
 #[derive(Deserialize)]
 struct Payment {
     amount: i64,
@@ -101,10 +121,26 @@ struct Payment {
     simulate: Simulate,
 }
 
+impl Payment {
+    /// A 4xx says that nothing was done: the layer frees the key, and the client may use it again
+    /// for the corrected payment.
+    fn parse(body: &[u8]) -> Result<Self, Problem> {
+        let payment: Self = parse(body)?;
+        if payment.amount <= 0 {
+            return Err(invalid("amount is a positive number of cents"));
+        }
+        if payment.currency.len() != 3 || !payment.currency.bytes().all(|b| b.is_ascii_uppercase())
+        {
+            return Err(invalid("currency is a code of three letters, as EUR"));
+        }
+        Ok(payment)
+    }
+}
+
 /// Faults to try a client with.
 #[derive(Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-struct Simulate {
+pub(crate) struct Simulate {
     /// Works for this long, instead of `--delay-ms`.
     delay_ms: Option<u64>,
     /// How many attempts of the key fail; one where only the kind of failure is given.
@@ -113,6 +149,28 @@ struct Simulate {
     status: Option<u16>,
     /// A failing attempt panics instead.
     panic: bool,
+    /// The first attempt ends the whole process here, as `kill -9` would.
+    crash: Option<Crash>,
+}
+
+#[derive(Clone, Copy, PartialEq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Crash {
+    /// Where nothing is done yet. A transfer's row is inserted, and not committed.
+    BeforeEffect,
+    /// Where all is done, and nobody was told. The record of a payment is not written yet; that of
+    /// a transfer is committed with its row.
+    AfterEffect,
+}
+
+impl Simulate {
+    /// Ends the process if it is to end here.
+    pub(crate) fn pass(&self, point: Crash, execution: &Execution) {
+        if self.crash == Some(point) && execution.attempt() == 1 {
+            eprintln!("simulated crash");
+            std::process::abort();
+        }
+    }
 }
 
 /// The handler of `POST /payments`. For one key it runs once, unless it fails.
@@ -122,16 +180,7 @@ async fn create_payment(
     headers: HeaderMap,
     body: Bytes,
 ) -> Result<Response, Problem> {
-    // A 4xx says that nothing was done: the layer frees the key, and the client may
-    // use it again for the corrected payment.
-    let payment: Payment = parse(&body)?;
-    if payment.amount <= 0 {
-        return Err(invalid("amount is a positive number of cents"));
-    }
-    if payment.currency.len() != 3 || !payment.currency.bytes().all(|b| b.is_ascii_uppercase()) {
-        return Err(invalid("currency is a code of three letters, as EUR"));
-    }
-
+    let payment = Payment::parse(&body)?;
     app.work(&execution, &payment.simulate).await?;
 
     // Random, not derived from the key: should an attempt die after its effect, the ledger shows
@@ -147,7 +196,9 @@ async fn create_payment(
         "attempt": execution.attempt(),
         "bank_key": execution.derive("bank"),
     });
+    payment.simulate.pass(Crash::BeforeEffect, &execution);
     app.execute(&execution, &headers, entry).await?;
+    payment.simulate.pass(Crash::AfterEffect, &execution);
 
     let location = [(header::LOCATION, format!("/payments/{payment_id}"))];
     let answer = json!({
@@ -157,6 +208,45 @@ async fn create_payment(
         "status": "succeeded",
     });
     Ok((StatusCode::CREATED, location, Json(answer)).into_response())
+}
+
+/// The handler of `POST /transfers`: its effect is a row, committed together with the record, so
+/// that no crash comes between them.
+async fn create_transfer(
+    State(app): State<App>,
+    Extension(execution): Extension<Execution>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Result<Response, Problem> {
+    let payment = Payment::parse(&body)?;
+    // Before the transaction is begun: one that is open holds a connection and locks.
+    app.work(&execution, &payment.simulate).await?;
+
+    let transfer = Transfer {
+        id: random_id("tr"),
+        key: execution.key().to_owned(),
+        scope: caller(&headers).unwrap_or_default(),
+        amount: payment.amount,
+    };
+    let answer = json!({
+        "transfer_id": transfer.id,
+        "amount": payment.amount,
+        "currency": payment.currency,
+        "status": "succeeded",
+    });
+    let answer = (StatusCode::CREATED, Json(answer)).into_response();
+    let database = app.database()?;
+    let committed = database.transfer(&execution, &payment.simulate, transfer, answer);
+    Ok(committed
+        .await
+        .map_err(uncommitted)?
+        .into_inner()
+        .map(Body::from))
+}
+
+async fn show_transfers(State(app): State<App>) -> Result<Json<Vec<Transfer>>, Problem> {
+    let transfers = app.database()?.transfers().await;
+    transfers.map(Json).map_err(uncommitted)
 }
 
 #[derive(Deserialize)]
@@ -210,6 +300,10 @@ async fn show_ledger(State(app): State<App>) -> Result<Json<Vec<Value>>, Problem
 }
 
 impl App {
+    fn database(&self) -> Result<&Database, Problem> {
+        self.database.as_ref().ok_or_else(no_database)
+    }
+
     /// The handler's work before its effect.
     async fn work(&self, execution: &Execution, simulate: &Simulate) -> Result<(), Problem> {
         if simulate.delay_ms.is_some_and(|ms| ms > MAX_DELAY_MS) {
@@ -296,6 +390,19 @@ fn unwritten(error: std::io::Error) -> Problem {
         StatusCode::INTERNAL_SERVER_ERROR,
         format!("the ledger failed: {error}"),
     )
+}
+
+fn no_database() -> Problem {
+    Problem(
+        StatusCode::NOT_IMPLEMENTED,
+        "transfers need a database: --store postgres://… or sqlite:FILE".to_owned(),
+    )
+}
+
+/// Nothing was written, or nobody knows: the layer finds out which before it answers. Either way the
+/// client may try again.
+fn uncommitted(error: BoxError) -> Problem {
+    Problem(StatusCode::SERVICE_UNAVAILABLE, error.to_string())
 }
 
 fn random_id(kind: &str) -> String {

@@ -34,10 +34,12 @@ impl Ledger {
         })
     }
 
-    /// Adds an effect, with the time. It is on disk when this returns.
+    /// Adds an effect, with the time in milliseconds, taken before it happens, and the number of
+    /// this process. It is on disk when this returns.
     pub(crate) async fn append(&self, mut entry: Value) -> io::Result<()> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH);
         entry["at"] = (now.unwrap_or_default().as_millis() as u64).into();
+        entry["process"] = std::process::id().into();
         match self {
             Self::Memory(entries) => {
                 let mut entries = entries.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,13 +1,16 @@
 //! A small payment service that cannot charge anybody twice.
 //!
 //! `cargo run --example payments` starts it and prints requests to try; `-- --demo` lets it play
-//! through a duplicate and a race against itself. How the layer is put in is in `app.rs`; this file
-//! holds what surrounds it: the flags, the store, and a shutdown that loses nothing.
+//! through a duplicate and a race against itself. How the layer is put in is in `app.rs`, how a row
+//! and its record are committed together in `transfers.rs`, and how each store is opened in
+//! `store.rs`; this file holds what surrounds them: the flags, and a shutdown that loses nothing.
 
 mod app;
 mod client;
 mod demo;
 mod ledger;
+mod store;
+mod transfers;
 
 use std::{
     fmt::Display,
@@ -21,9 +24,9 @@ use std::{
 
 use clap::{Parser, ValueEnum};
 use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle, time::timeout};
-use tower_idempotency::{IdempotencyLayer, MemoryStore, OnConflict, Store};
+use tower_idempotency::{IdempotencyLayer, OnConflict, Store, Takeover};
 
-use crate::ledger::Ledger;
+use crate::{ledger::Ledger, store::Opened};
 
 const TEN_YEARS: u64 = 10 * 365 * 24 * 60 * 60;
 
@@ -34,7 +37,9 @@ struct Flags {
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:3000")]
     addr: String,
 
-    /// Where the records are kept: `memory`.
+    /// Where the records are kept: `memory`, `redis://…`, `postgres://…` or `sqlite:FILE`; or
+    /// `tiered:NEAR,FAR`, two of these, of which the near one answers for the far one where it can.
+    /// Redis, PostgreSQL and SQLite are features of this program.
     #[arg(long, value_name = "URL", default_value = "memory")]
     store: String,
 
@@ -60,6 +65,11 @@ struct Flags {
     #[arg(long, value_enum, default_value_t = Conflict::Reject)]
     on_conflict: Conflict,
 
+    /// What a request meets whose key was left by a process that died: it runs, and may repeat an
+    /// effect; or it is refused with 409, until somebody has looked.
+    #[arg(long, value_enum, default_value_t = AfterCrash::Run)]
+    takeover: AfterCrash,
+
     /// Start on a free port, play requests and duplicates against itself, print the transcript, and
     /// end with 0 only if every answer was the right one.
     #[arg(long, conflicts_with_all = ["addr", "delay_ms", "ttl_secs", "lease_secs", "on_conflict"])]
@@ -72,15 +82,10 @@ enum Conflict {
     Wait,
 }
 
-fn open_store(url: &str) -> Result<Arc<dyn Store>, String> {
-    match url {
-        "memory" => Ok(Arc::new(MemoryStore::new())),
-        // Only the scheme is repeated: a URL may hold a password.
-        _ => Err(format!(
-            "the store `{}` is not supported; supported: memory",
-            url.split(':').next().unwrap_or_default()
-        )),
-    }
+#[derive(Clone, Copy, ValueEnum)]
+enum AfterCrash {
+    Run,
+    Refuse,
 }
 
 #[tokio::main]
@@ -96,15 +101,22 @@ async fn main() -> ExitCode {
 
 async fn run(flags: Flags) -> Result<(), String> {
     let ledger = Ledger::open(flags.ledger.as_deref())?;
-    let idempotency = IdempotencyLayer::new(open_store(&flags.store)?, app::scope())
+    let Opened { store, database } = store::open(&flags.store).await?;
+    let with_transfers = database.is_some();
+    let idempotency = IdempotencyLayer::new(store, app::scope())
         .ttl(Duration::from_secs(flags.ttl_secs))
         .lease(Duration::from_secs(flags.lease_secs))
         .on_conflict(match flags.on_conflict {
             Conflict::Reject => OnConflict::Reject,
             Conflict::Wait => OnConflict::Wait(Duration::from_secs(30)),
+        })
+        .takeover(match flags.takeover {
+            AfterCrash::Run => Takeover::run(),
+            AfterCrash::Refuse => Takeover::refuse(),
         });
     let router = app::router(
         idempotency.clone(),
+        database,
         ledger,
         Duration::from_millis(flags.delay_ms),
     );
@@ -137,7 +149,7 @@ async fn run(flags: Flags) -> Result<(), String> {
             () = signals.next() => Err("interrupted".to_owned()),
         }
     } else {
-        print_requests_to_try(addr);
+        print_requests_to_try(addr, with_transfers);
         signals.next().await;
         say("stopping: what runs is finished first; once more to stop at once");
         Ok(())
@@ -201,7 +213,7 @@ fn say(line: impl Display) {
     let _ = writeln!(io::stdout(), "{line}");
 }
 
-fn print_requests_to_try(addr: SocketAddr) {
+fn print_requests_to_try(addr: SocketAddr, with_transfers: bool) {
     say(format_args!("listening on http://{addr}"));
     say(format_args!(
         r#"
@@ -216,8 +228,14 @@ Fails twice, succeeds at the third try:
 The key in the body:
   curl -i http://{addr}/process-request -d '{{"idempotency_key": "abc-123", "payload": {{"action": "apply_discount", "amount": 50}}}}'
 What was executed:
-  curl http://{addr}/ledger
-
-Ctrl-C finishes what runs, and stops."#
+  curl http://{addr}/ledger"#
     ));
+    if with_transfers {
+        say(format_args!(
+            r#"Transfer; the row is committed together with the record, so that no crash makes two of it:
+  curl -i http://{addr}/transfers -H 'Idempotency-Key: order-4' -d '{{"amount": 100, "currency": "EUR"}}'
+  curl http://{addr}/transfers"#
+        ));
+    }
+    say("\nCtrl-C finishes what runs, and stops.");
 }

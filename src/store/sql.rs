@@ -5,11 +5,14 @@ use std::{borrow::Cow, error::Error, fmt};
 
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
+use sqlx::Database;
+use sqlx_core::transaction::TransactionManager;
 
 use crate::{
     fingerprint::Fingerprint,
     key::{StoreKey, push_hex},
     record::{Entry, FencingToken, OwnerId, Payload, Record, State, Timestamp},
+    store::{contract::StoreError, transaction::NotCompleted},
 };
 
 /// The layout of a row. Another one is not read.
@@ -199,6 +202,20 @@ impl fmt::Display for Unreadable {
 }
 
 impl Error for Unreadable {}
+
+/// Refuses a transaction within another one, a savepoint: its commit writes nothing by itself.
+pub(crate) fn whole<DB: Database>(
+    store: &'static str,
+    connection: &DB::Connection,
+) -> Result<(), NotCompleted> {
+    match DB::TransactionManager::get_transaction_depth(connection) {
+        1 => Ok(()),
+        _ => Err(NotCompleted::Store(StoreError::unavailable(
+            store,
+            "a savepoint cannot be committed by itself",
+        ))),
+    }
+}
 
 /// An owner as it is kept: 16 bytes, the greatest first.
 pub(crate) fn owner_bytes(owner: OwnerId) -> [u8; 16] {

@@ -22,6 +22,7 @@ type BoxError = Box<dyn Error + Send + Sync>;
 /// # Contract
 ///
 /// A transaction that is dropped is rolled back: at once, or before its connection is used again.
+/// A savepoint is none, since its commit is not the last word: [`complete`](Self::complete) refuses it.
 pub trait DatabaseTransaction: Send + Sized {
     /// The store whose records this transaction can reach.
     type Store: Store;

@@ -11,6 +11,7 @@ mod reads;
 mod schema;
 #[path = "../servers/mod.rs"]
 mod servers;
+mod skew;
 mod support;
 mod transactions;
 mod waits;

@@ -4,71 +4,72 @@ use std::{sync::OnceLock, time::Duration};
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use redis::aio::MultiplexedConnection;
 use tower_idempotency::{
     Claim, ClaimRequest, FencingToken, Lease, OwnerId, Payload, RedisStore, Snapshot, Store,
-    StoreError, StoreKey, testing::store::Fixture,
+    StoreError, StoreKey,
+    testing::{differential, store::Fixture},
 };
 
-use crate::{servers::redis::RedisCluster, support::fixture};
+use crate::{
+    servers::redis::RedisCluster,
+    support::{self, client, connection},
+};
+
+async fn fixture<S: Store>(
+    wrap: impl FnOnce(RedisStore<MultiplexedConnection>) -> S,
+) -> Fixture<S> {
+    support::fixture(connection(&client()).await, wrap)
+}
+
+/// Random operations, against the machine.
+#[tokio::test]
+async fn it_agrees_with_the_machine() {
+    differential::run(|| fixture(|store| store)).await;
+    differential::run(cluster).await;
+}
 
 mod bare {
-    use crate::support::{fixture, store};
-    tower_idempotency::store_conformance!(fixture(store().await, |store| store));
+    tower_idempotency::store_conformance!(super::fixture(|store| store).await);
 }
 
 mod boxed {
-    use crate::support::{fixture, store};
     use tower_idempotency::Store;
-    tower_idempotency::store_conformance!(fixture(store().await, |store| {
-        Box::new(store) as Box<dyn Store>
-    }));
+    tower_idempotency::store_conformance!(
+        super::fixture(|store| Box::new(store) as Box<dyn Store>).await
+    );
 }
 
 mod shared {
-    use crate::support::{fixture, store};
     use {std::sync::Arc, tower_idempotency::Store};
-    tower_idempotency::store_conformance!(fixture(store().await, |store| {
-        Arc::new(store) as Arc<dyn Store>
-    }));
+    tower_idempotency::store_conformance!(
+        super::fixture(|store| Arc::new(store) as Arc<dyn Store>).await
+    );
 }
 
 mod on_many_threads {
-    use crate::support::{fixture, store};
     tower_idempotency::store_conformance!(
-        fixture(store().await, |store| store);
+        super::fixture(|store| store).await;
         flavor = "multi_thread", worker_threads = 2
     );
 }
 
 mod subscribed {
-    use crate::{
-        servers::redis::connection,
-        support::{client, fixture},
-    };
-    use tower_idempotency::RedisStore;
+    use crate::support::{client, connection, fixture};
     tower_idempotency::store_conformance!({
         let client = client();
-        let store = RedisStore::new(connection(&client).await).with_client(client);
-        fixture(store, |store| store)
+        fixture(connection(&client).await, |store| store.with_client(client))
     });
 }
 
 mod over_a_managed_connection {
     use crate::support::{client, fixture, managed};
-    use tower_idempotency::RedisStore;
-    tower_idempotency::store_conformance!({
-        let store = RedisStore::new(managed(&client()).await);
-        fixture(store, |store| store)
-    });
+    tower_idempotency::store_conformance!({ fixture(managed(&client()).await, |store| store) });
 }
 
 mod over_resp3 {
-    use crate::{
-        servers::redis::connection,
-        support::{client, fixture},
-    };
+    use crate::support::{client, connection, fixture};
     use redis::{Client, IntoConnectionInfo, ProtocolVersion};
-    use tower_idempotency::RedisStore;
     tower_idempotency::store_conformance!({
         let info = client()
             .get_connection_info()
@@ -80,8 +81,7 @@ mod over_resp3 {
             .clone()
             .set_protocol(ProtocolVersion::RESP3);
         let client = Client::open(info.set_redis_settings(settings)).unwrap();
-        let store = RedisStore::new(connection(&client).await).with_client(client);
-        fixture(store, |store| store)
+        fixture(connection(&client).await, |store| store.with_client(client))
     });
 }
 
@@ -98,12 +98,16 @@ async fn cluster() -> Fixture<Apart<impl Store>> {
         .build()
         .unwrap();
     let connection = client.get_async_connection().await.unwrap();
-    let store = RedisStore::new(connection).with_client(cluster.client());
     let prefix = OwnerId::random().to_string();
-    fixture(store, move |store| Apart {
-        store,
-        prefix: prefix.clone(),
-    })
+    let apart = {
+        let prefix = prefix.clone();
+        move |key: &StoreKey| StoreKey::new(&prefix, "", "", key.as_str())
+    };
+    let wrap = |store: RedisStore<_>| Apart {
+        store: store.with_client(cluster.client()),
+        prefix,
+    };
+    support::fixture_at(connection, wrap, move |key| apart(key).as_str().to_owned())
 }
 
 /// A cluster has one database: each case has keys of its own.

@@ -9,6 +9,7 @@ mod faults;
 mod guard;
 mod layout;
 mod limits;
+mod skew;
 mod support;
 mod waiting;
 mod wire;

@@ -15,10 +15,12 @@ use redis::{
 };
 use tower_idempotency::{
     Claim, ClaimRequest, Claimed, Entry, Fingerprint, Lease, OwnerId, Payload, RedisStore, Store,
-    StoreError, StoreKey, testing::store::Fixture,
+    StoreError, StoreKey,
+    testing::store::{Corruption, Fixture},
 };
 
-use crate::servers::redis::{RedisServer, connection};
+use crate::servers::redis::RedisServer;
+pub(crate) use crate::servers::redis::connection;
 
 pub(crate) const LEASE: Duration = Duration::from_secs(60);
 pub(crate) const TTL: Duration = Duration::from_secs(3600);
@@ -32,8 +34,8 @@ pub(crate) fn client() -> Client {
     Client::open(format!("{}/{database}", server.url())).unwrap()
 }
 
-pub(crate) async fn store() -> RedisStore<MultiplexedConnection> {
-    RedisStore::new(connection(&client()).await)
+pub(crate) async fn store_at(url: &str) -> RedisStore<MultiplexedConnection> {
+    RedisStore::new(connection(&Client::open(url).unwrap()).await)
 }
 
 /// A connection that opens itself again.
@@ -47,16 +49,53 @@ pub(crate) async fn managed(client: &Client) -> ConnectionManager {
         .unwrap()
 }
 
-pub(crate) fn fixture<C, S>(store: RedisStore<C>, wrap: impl Fn(RedisStore<C>) -> S) -> Fixture<S>
+/// A store over this connection, made ready by `wrap`.
+pub(crate) fn fixture<C, S>(connection: C, wrap: impl FnOnce(RedisStore<C>) -> S) -> Fixture<S>
 where
     C: ConnectionLike + Clone + Send + Sync + 'static,
     S: Store,
 {
+    fixture_at(connection, wrap, |key| key.as_str().to_owned())
+}
+
+/// The same, where a record is kept under another name.
+pub(crate) fn fixture_at<C, S>(
+    connection: C,
+    wrap: impl FnOnce(RedisStore<C>) -> S,
+    name: impl Fn(&StoreKey) -> String + Send + Sync + 'static,
+) -> Fixture<S>
+where
+    C: ConnectionLike + Clone + Send + Sync + 'static,
+    S: Store,
+{
+    let store = RedisStore::new(connection.clone());
     let clock = store.clone();
-    Fixture::new(wrap(store), move |by| {
+    let fixture = Fixture::new(wrap(store), move |by| {
         clock.advance_clock(by);
         ready(())
-    })
+    });
+    fixture.with_corruption(move |key, how| damage(connection.clone(), name(&key), how))
+}
+
+/// Makes a record unreadable.
+async fn damage<C: ConnectionLike>(mut connection: C, name: String, how: Corruption) {
+    let kept: i64 = redis::cmd("EXISTS")
+        .arg(&name)
+        .query_async(&mut connection)
+        .await
+        .unwrap();
+    assert_eq!(kept, 1);
+    let mut spoil = redis::cmd(if how == Corruption::CutShort {
+        "HDEL"
+    } else {
+        "HSET"
+    });
+    spoil.arg(name).arg(match how {
+        Corruption::CutShort => &["fingerprint"][..],
+        Corruption::UnknownVersion => &["v", "2"],
+        _ => &["owner", "unreadable-"],
+    });
+    let _: i64 = spoil.query_async(&mut connection).await.unwrap();
 }
 
 pub(crate) fn key(name: &str) -> StoreKey {

@@ -4,11 +4,17 @@ use std::{error::Error, time::Duration};
 
 use sqlx::{PgConnection, Postgres, Transaction};
 
-use super::{PostgresStore, reply::without_detail};
+use super::{
+    PostgresStore,
+    reply::{NAME, without_detail},
+};
 use crate::{
     key::StoreKey,
     record::{Lease, Payload},
-    store::transaction::{DatabaseTransaction, NotCommitted, NotCompleted},
+    store::{
+        sql::whole,
+        transaction::{DatabaseTransaction, NotCommitted, NotCompleted},
+    },
 };
 
 #[cfg_attr(docsrs, doc(cfg(feature = "postgres")))]
@@ -32,6 +38,7 @@ impl DatabaseTransaction for Transaction<'_, Postgres> {
         payload: &Payload,
         ttl: Duration,
     ) -> Result<(), NotCompleted> {
+        whole::<Postgres>(NAME, self)?;
         store.complete_in(self, key, lease, payload, ttl).await
     }
 

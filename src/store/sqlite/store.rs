@@ -370,15 +370,15 @@ impl SqliteStore {
         function: impl Fn(Option<&Record>, Timestamp) -> Step<T> + Send + Sync + 'static,
     ) -> Result<T, StoreError> {
         let (store, key) = (self.clone(), key.clone());
-        apart(async move { store.try_step(&key, function).await }).await
+        apart(async move { store.try_step(&key, function, None).await }).await
     }
 
     async fn try_step<T>(
         &self,
         key: &StoreKey,
         function: impl Fn(Option<&Record>, Timestamp) -> Step<T>,
+        mut turn: Option<Turn>,
     ) -> Result<T, StoreError> {
-        let mut turn = None;
         for _ in 0..TRIES {
             let (found, now) = self.read(key).await?;
             let absent;
@@ -554,10 +554,16 @@ impl Store for SqliteStore {
         lease: &Lease,
         ttl: Duration,
     ) -> Result<(), StoreError> {
-        let lease = *lease;
-        let give_back =
-            move |record: Option<&Record>, now| machine::give_back(record, now, &lease, ttl);
-        Ok(self.step(key, give_back).await??)
+        let (store, key, lease) = (self.clone(), key.clone(), *lease);
+        let given_back = apart(async move {
+            // The claim may be on its way still, though nobody waits for it: it has its turn then,
+            // and would take effect after a look that did not wait for it.
+            let turn = Arc::clone(&store.0.turn).lock_owned().await;
+            let give_back =
+                |record: Option<&Record>, now| machine::give_back(record, now, &lease, ttl);
+            store.try_step(&key, give_back, Some(turn)).await
+        });
+        Ok(given_back.await??)
     }
 
     async fn get(&self, key: &StoreKey) -> Result<Option<Snapshot>, StoreError> {

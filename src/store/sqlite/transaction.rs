@@ -4,11 +4,17 @@ use std::{error::Error, time::Duration};
 
 use sqlx::{Sqlite, SqliteConnection, Transaction};
 
-use super::{SqliteStore, error::is_refusal};
+use super::{
+    SqliteStore,
+    error::{NAME, is_refusal},
+};
 use crate::{
     key::StoreKey,
     record::{Lease, Payload},
-    store::transaction::{DatabaseTransaction, NotCommitted, NotCompleted},
+    store::{
+        sql::whole,
+        transaction::{DatabaseTransaction, NotCommitted, NotCompleted},
+    },
 };
 
 #[cfg_attr(docsrs, doc(cfg(feature = "sqlite")))]
@@ -32,6 +38,7 @@ impl DatabaseTransaction for Transaction<'_, Sqlite> {
         payload: &Payload,
         ttl: Duration,
     ) -> Result<(), NotCompleted> {
+        whole::<Sqlite>(NAME, self)?;
         store.complete_in(self, key, lease, payload, ttl).await
     }
 
