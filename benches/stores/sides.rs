@@ -213,7 +213,10 @@ async fn redis(client: &Client) -> Side {
 }
 
 async fn postgres(server: &PostgresServer, connections: u32, body: Vec<u8>) -> Side {
-    let pool = server.pool(connections).await;
+    on_pool(server.pool(connections).await, body)
+}
+
+fn on_pool(pool: PgPool, body: Vec<u8>) -> Side {
     Side {
         store: Arc::new(PostgresStore::new(pool.clone())),
         floors: vec![
@@ -230,19 +233,18 @@ fn before(far: Side) -> Side {
     }
 }
 
-/// Over a proxy: one connection to Redis.
-pub(crate) async fn redis_at(address: SocketAddr) -> RedisStore<MultiplexedConnection> {
-    let client = Client::open(format!("redis://{address}")).expect("a URL");
-    RedisStore::new(connection(&client).await)
+/// One connection, over what stands before the server.
+pub(crate) async fn redis_at(address: SocketAddr) -> Side {
+    redis(&Client::open(format!("redis://{address}")).expect("a URL")).await
 }
 
-/// Over a proxy: one connection to PostgreSQL, tested before each use or not.
-pub(crate) async fn postgres_at(address: SocketAddr, tested: bool) -> PostgresStore {
+/// The same, which the pool tests before each use, or not.
+pub(crate) async fn postgres_at(address: SocketAddr, tested: bool) -> Side {
     let options = PgPoolOptions::new()
         .max_connections(1)
         .test_before_acquire(tested);
     let pool = options.connect_with(options_for(address)).await;
-    PostgresStore::new(pool.expect("a pool"))
+    on_pool(pool.expect("a pool"), Vec::new())
 }
 
 /// Numbers of keys that nobody used, over all stores.
