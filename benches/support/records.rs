@@ -12,8 +12,8 @@ use tower_idempotency::{
 
 use super::service::{self, Upload, handler, layer, now};
 
-const TTL: Duration = Duration::from_secs(24 * 60 * 60);
-const LEASE: Duration = Duration::from_secs(30);
+pub(crate) const TTL: Duration = Duration::from_secs(24 * 60 * 60);
+pub(crate) const LEASE: Duration = Duration::from_secs(30);
 
 /// What the layer makes of a request: taken from one that it answered.
 pub(crate) struct Sample {
@@ -63,23 +63,26 @@ impl Sample {
     }
 
     /// A copy of the answer, as each request makes its own.
-    fn payload(&self) -> Payload {
+    pub(crate) fn payload(&self) -> Payload {
         Payload::new(
             self.payload.code,
             Bytes::copy_from_slice(&self.payload.bytes),
         )
     }
 
-    pub(crate) fn claim(&self, store: &MemoryStore, key: &StoreKey) -> Claim {
-        let request = ClaimRequest {
+    pub(crate) fn claim_request(&self, lease: Duration) -> ClaimRequest {
+        ClaimRequest {
             fingerprint: self.fingerprint,
             // Each key is claimed once, so one owner will do; random numbers are the engine's cost.
             owner: OwnerId::from_u128(1),
-            lease: LEASE,
+            lease,
             ttl: TTL,
             take_over: true,
-        };
-        now(store.claim(key, &request)).expect("the store answers")
+        }
+    }
+
+    pub(crate) fn claim(&self, store: &MemoryStore, key: &StoreKey) -> Claim {
+        now(store.claim(key, &self.claim_request(LEASE))).expect("the store answers")
     }
 
     /// The two calls of a fresh request.

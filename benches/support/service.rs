@@ -14,7 +14,7 @@ use http::{Request, Response, StatusCode, header::CONTENT_TYPE};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::{BodyExt, Full};
 use tower::{Layer, Service, service_fn};
-use tower_idempotency::{IdempotencyLayer, MemoryStore, Outcome, RequestBody, Scope};
+use tower_idempotency::{IdempotencyLayer, MemoryStore, Outcome, RequestBody, Scope, Store};
 
 pub(crate) const KIB: usize = 1024;
 const PATH: &str = "/payments";
@@ -128,16 +128,16 @@ pub(crate) fn store() -> MemoryStore {
 }
 
 /// The layer with its defaults.
-pub(crate) fn layer(store: MemoryStore) -> IdempotencyLayer<MemoryStore> {
+pub(crate) fn layer<S: Store>(store: S) -> IdempotencyLayer<S> {
     IdempotencyLayer::new(store, Scope::header("x-api-key"))
 }
 
 /// The layer over the bare service.
-pub(crate) fn layered(
-    store: MemoryStore,
+pub(crate) fn layered<S: Store>(
+    store: S,
 ) -> impl Service<
     Request<Upload>,
-    Response = Response<impl Body<Data = Bytes, Error = Infallible> + use<>>,
+    Response = Response<impl Body<Data = Bytes, Error = Infallible> + Send + use<S>>,
     Error = Infallible,
     Future: Send,
 > + Clone

@@ -285,10 +285,10 @@ impl PostgresStore {
     fn query(&self, sql: &Arc<str>, key: &KeyColumns<'_>) -> Query<'static, Postgres, PgArguments> {
         let ahead = Duration::from_micros(self.0.ahead.load(Relaxed));
         sqlx::query(AssertSqlSafe(Arc::clone(sql)))
-            .bind(key.prefix.to_string())
-            .bind(key.scope.to_string())
-            .bind(key.endpoint.to_string())
-            .bind(key.key.to_string())
+            .bind(&*key.prefix)
+            .bind(&*key.scope)
+            .bind(&*key.endpoint)
+            .bind(&*key.key)
             .bind(interval(ahead))
     }
 
@@ -303,12 +303,12 @@ impl PostgresStore {
     ) -> Query<'static, Postgres, PgArguments> {
         self.query(sql, key)
             .bind(owner_bytes(lease.owner))
-            .bind(lease.fingerprint.algorithm().to_owned())
-            .bind(*lease.fingerprint.digest())
+            .bind(lease.fingerprint.algorithm())
+            .bind(lease.fingerprint.digest())
             .bind(token_column(lease.token))
             .bind(i32::try_from(lease.attempt).unwrap_or(i32::MAX))
             .bind(i32::from(payload.code))
-            .bind(body_column(payload).map(<[u8]>::to_vec))
+            .bind(body_column(payload))
             .bind(interval(ttl))
             .bind(i32::from(id.bucket()))
             .bind(id.to_string())
@@ -422,8 +422,8 @@ impl Store for PostgresStore {
         let query = || {
             self.query(&self.0.statements.claim, &columns)
                 .bind(owner_bytes(request.owner))
-                .bind(request.fingerprint.algorithm().to_owned())
-                .bind(*request.fingerprint.digest())
+                .bind(request.fingerprint.algorithm())
+                .bind(request.fingerprint.digest())
                 .bind(interval(request.lease))
                 .bind(interval(request.ttl))
                 .bind(request.take_over)
@@ -459,7 +459,7 @@ impl Store for PostgresStore {
         let query = || {
             self.query(&self.0.statements.renew, &columns)
                 .bind(owner_bytes(lease.owner))
-                .bind(checkpoint.as_deref().map(<[u8]>::to_vec))
+                .bind(checkpoint.as_deref())
                 .bind(interval(lease_for))
                 .bind(interval(ttl))
         };
