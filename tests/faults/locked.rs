@@ -1,11 +1,15 @@
-//! An SQLite file whose write lock somebody else has for longer than a store call may take.
+//! Locks that somebody else has for longer than a store call may take: of an SQLite file, and of a
+//! row of PostgreSQL.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
 use sqlx::{ConnectOptions, Connection, sqlite::SqliteConnectOptions};
 use tower_idempotency::{Entry, Outcome};
 
-use crate::support::{Instance, PATIENCE, Place, RECORD_TIMEOUT, STORE_TIMEOUT, SqliteFile, Work};
+use crate::{
+    servers::postgres::PostgresServer,
+    support::{Instance, PATIENCE, Place, RECORD_TIMEOUT, STORE_TIMEOUT, SqliteFile, Work},
+};
 
 /// P8, P2, P3: meanwhile nothing new runs, and what is recorded is replayed all the same; what ran
 /// is recorded once the lock is free.
@@ -57,4 +61,32 @@ async fn p8_a_table_is_missing() {
     let made = file.instance(&work).await;
     made.send("other").await.is_run(Outcome::Completed, 1);
     instance.retry("k").await.is_run(Outcome::Completed, 2);
+}
+
+/// P8: a claim waits for a row's lock beyond its deadline, and gets it in the end, unheard: it is
+/// given back then, however often that was tried before.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn p8_a_row_is_locked() {
+    let server = PostgresServer::shared();
+    let work = Work::new();
+    let instance = server.instance(&work).await;
+    work.answers_with(500);
+    let key = "a row is locked";
+    instance.send(key).await.is_run(Outcome::Failed, 1);
+    work.answers_with(201);
+
+    let mut other = server.connect().await;
+    let mut lock = other.begin().await.unwrap();
+    let row = "SELECT FROM idempotency_records WHERE idempotency_key = $1 FOR UPDATE";
+    let row = sqlx::query(row).bind(key).execute(&mut *lock);
+    assert_eq!(row.await.unwrap().rows_affected(), 1);
+    let start = Instant::now();
+    instance.send(key).await.is_unavailable();
+    // The first one looked before that.
+    instance.calls.more("give_back", 2).await;
+    lock.rollback().await.unwrap();
+    instance.retry(key).await.is_run(Outcome::Completed, 2);
+    // Its lease is 30 s.
+    assert!(start.elapsed().as_secs() < 20, "{:?}", start.elapsed());
+    instance.send(key).await.is_replay_of(2);
 }

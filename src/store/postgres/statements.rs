@@ -216,15 +216,21 @@ fn complete_strictly(table: &Table) -> String {
 
 /// `$6` owner, `$7` time to live, `$8` whether a first attempt without a checkpoint is removed, `$9`
 /// whether a takeover is abandoned again, `$10` bucket, `$11` id. Neither is a failure.
+///
+/// With `$9` it fails where somebody has the row's lock: the claim that is given back may be waiting
+/// for it still, though nobody waits for the claim, and would take effect after this.
 fn end(table: &Table) -> String {
     let (beginning, held) = (beginning(table), held("c.now"));
     let returned = "($9 AND r.entry = 'takeover')";
     let removed = format!("($8 AND NOT {returned} AND r.attempt = 1 AND r.checkpoint IS NULL)");
     let mut nobody = String::new();
     push_hex(&mut nobody, &OwnerId::NOBODY.as_u128().to_be_bytes());
-    let reply = reply(&tell(table, "d.done", "$10", "$11"));
+    let told = tell(table, "d.done", "$10", "$11");
+    let reply = reply(&format!("{told}, (SELECT count(*) FROM free) AS free"));
     format!(
-        "{beginning}, removed AS (DELETE FROM {table} r USING clock c \
+        "{beginning}, free AS MATERIALIZED (SELECT FROM {table} r WHERE {KEY} AND $9 \
+           FOR UPDATE NOWAIT), \
+         removed AS (DELETE FROM {table} r USING clock c \
            WHERE {KEY} AND {held} AND {removed} RETURNING true), \
          kept AS (UPDATE {table} r SET \
            status = CASE WHEN {returned} THEN r.status ELSE 'failed' END, \

@@ -85,8 +85,9 @@ use crate::{
 /// Each operation is one statement in a transaction of its own, at whatever isolation level the
 /// session has. It is sent again, eight times at most, where another transaction came between. A
 /// replay, a conflict and a mismatch only read: they take no lock of a row, write nothing, and do
-/// not wait for a transaction that has the row. Everything else waits for it. Times are those of the
-/// server's clock when the statement starts; the session's time zone and search path do not matter.
+/// not wait for a transaction that has the row. Everything else waits for it, but for
+/// [`give_back`](Store::give_back), which is unavailable meanwhile. Times are those of the server's
+/// clock when the statement starts; the session's time zone and search path do not matter.
 ///
 /// A granted claim removes up to 16 expired rows of other keys, those that nobody has locked. Every
 /// renewal moves the row's place in the index of expiry, so leave autovacuum on.
