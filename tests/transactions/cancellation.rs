@@ -19,6 +19,7 @@ use crate::{
 on_each_database!(
     p4_p7_a_caller_who_leaves_finds_what_was_committed,
     p7_a_time_limit_before_the_commit_leaves_nothing,
+    p7_s03_who_waits_gets_what_is_committed,
 );
 
 const SHORT: Duration = Duration::from_millis(100);
@@ -264,25 +265,19 @@ async fn p7_s03_who_waits_in_mid_commit_gets_what_is_committed() {
 }
 
 /// P7, S03: on each database.
-mod waiting {
-    use super::*;
-
-    on_each_database!(p7_s03_who_waits_gets_what_is_committed);
-
-    async fn p7_s03_who_waits_gets_what_is_committed<D: Database>() {
-        let bench = Bench::<D>::new().await;
-        let bench = bench.with(|layer| layer.on_conflict(OnConflict::Wait(PATIENCE)));
-        let gate = Gate::new();
-        let sent = bench.start("k", &good_after(&gate));
-        gate.reached().await;
-        let waiting: Vec<_> = (0..3).map(|_| bench.start("k", &unwanted())).collect();
-        gate.open();
-        sent.await.unwrap().is(Outcome::Completed, 201, "attempt 1");
-        for waiting in waiting {
-            waiting
-                .await
-                .unwrap()
-                .is(Outcome::Replayed, 201, "attempt 1");
-        }
+async fn p7_s03_who_waits_gets_what_is_committed<D: Database>() {
+    let bench = Bench::<D>::new().await;
+    let bench = bench.with(|layer| layer.on_conflict(OnConflict::Wait(PATIENCE)));
+    let gate = Gate::new();
+    let sent = bench.start("k", &good_after(&gate));
+    gate.reached().await;
+    let waiting: Vec<_> = (0..3).map(|_| bench.start("k", &unwanted())).collect();
+    gate.open();
+    sent.await.unwrap().is(Outcome::Completed, 201, "attempt 1");
+    for waiting in waiting {
+        waiting
+            .await
+            .unwrap()
+            .is(Outcome::Replayed, 201, "attempt 1");
     }
 }

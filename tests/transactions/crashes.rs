@@ -7,13 +7,14 @@ use std::{
     future::pending,
     io::{BufRead, BufReader},
     process::{Command, Stdio},
+    time::Duration,
 };
 
 use tokio::task::spawn_blocking;
 use tower_idempotency::{Outcome, Reason, State};
 
 use crate::{
-    bench::{Bench, LEASE, answer, good, handler, note, pay},
+    bench::{Bench, LEASE, answer, good, handler, note, pay, soon},
     database::Database,
     postgres::Postgres,
     servers::process::Process,
@@ -189,4 +190,26 @@ async fn p7_p2_a_crash_in_the_middle_of_the_commit() {
     held.release().await;
     retry.await.unwrap().is(Outcome::Replayed, 201, "attempt 1");
     bench.is_settled("k", 1).await;
+}
+
+/// P7, P8: a process that is frozen within its transaction keeps SQLite's lock: nobody can take over,
+/// and nobody else can claim, until it dies.
+#[tokio::test]
+async fn p7_p8_a_frozen_process_keeps_the_lock() {
+    soon(async {
+        let bench = watching(Sqlite::new().await).await;
+        let mut process = process(&bench.database, Moment::Written).await;
+        process.freeze();
+        bench.database.advance_clock(LEASE);
+        let hasty = Bench::over(Sqlite::at(&bench.database.place()).await)
+            .with(|layer| layer.store_timeout(Duration::from_millis(200)));
+        assert_eq!(hasty.send("another", &good()).await.status, 503);
+        let takeover = bench.start("k", &good());
+        process.kill();
+        let seen = takeover.await.unwrap();
+        seen.is(Outcome::Completed, 201, "attempt 2");
+        bench.is_settled("k", 2).await;
+        hasty.layer.drain().await;
+    })
+    .await;
 }

@@ -2,7 +2,7 @@
 
 use sqlx::{PgConnection, Row};
 use tokio::sync::Barrier;
-use tower_idempotency::{CommitError, Committed, Execution, Outcome, State};
+use tower_idempotency::{CommitError, Committed, Execution, Outcome, State, Store};
 
 use std::sync::Arc;
 
@@ -120,7 +120,6 @@ async fn p6_p7_a_takeover_is_seen_at_each_isolation_level() {
                 let stale = bench.start(key, &stale);
                 gate.reached().await;
                 if forgotten {
-                    use tower_idempotency::Store;
                     let store_key = bench.store_key(key);
                     assert!(bench.database.store().forget(&store_key).await.unwrap());
                 }

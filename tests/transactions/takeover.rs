@@ -3,13 +3,10 @@
 //! The clock of the store is moved ahead, so that a lease ends, or a record expires, between two
 //! steps. Nothing renews meanwhile.
 
-use tower_idempotency::{Entry, Outcome, Reason, State};
+use tower_idempotency::{Entry, Outcome, State, Store};
 
 use crate::{
-    bench::{
-        Bench, Gate, Handler, LEASE, TTL, answer, commit, good, good_after, handler, note, pay,
-        told,
-    },
+    bench::{Bench, Gate, LEASE, TTL, answer, commit, good, good_after, handler, note, pay, told},
     database::Database,
 };
 
@@ -25,17 +22,11 @@ on_each_database!(
     p7_p6_a_record_that_was_removed_is_not_made_anew,
 );
 
-/// The handler of an owner that lost its key: it begins its transaction after the gate, and says how
-/// its commit went.
-fn late<D: Database>(gate: &Gate) -> Handler<D> {
-    good_after(gate)
-}
-
 /// P7: nobody took over, so the first owner may still commit.
 async fn p7_a_lease_that_ended_does_no_harm<D: Database>() {
     let bench = Bench::<D>::new().await;
     let gate = Gate::new();
-    let slow = bench.start("k", &late(&gate));
+    let slow = bench.start("k", &good_after(&gate));
     gate.reached().await;
     bench.database.advance_clock(LEASE + LEASE / 2);
     gate.open();
@@ -47,7 +38,7 @@ async fn p7_a_lease_that_ended_does_no_harm<D: Database>() {
 async fn p7_p6_while_a_newer_owner_runs_nothing_is_committed<D: Database>() {
     let bench = Bench::<D>::new().await;
     let (first, second) = (Gate::new(), Gate::new());
-    let stale = bench.start("k", &late(&first));
+    let stale = bench.start("k", &good_after(&first));
     first.reached().await;
     bench.database.advance_clock(LEASE);
     let newer = bench.start("k", &good_after(&second));
@@ -69,7 +60,7 @@ async fn p7_p6_while_a_newer_owner_runs_nothing_is_committed<D: Database>() {
 async fn p7_p6_after_a_newer_owner_completed_nothing_is_committed<D: Database>() {
     let bench = Bench::<D>::new().await;
     let gate = Gate::new();
-    let stale = bench.start("k", &late(&gate));
+    let stale = bench.start("k", &good_after(&gate));
     gate.reached().await;
     bench.database.advance_clock(LEASE);
     let newer = bench.send("k", &good()).await;
@@ -85,7 +76,7 @@ async fn p7_p6_after_a_newer_owner_completed_nothing_is_committed<D: Database>()
 async fn p7_p6_after_a_newer_owner_failed_nothing_is_committed<D: Database>() {
     let bench = Bench::<D>::new().await;
     let gate = Gate::new();
-    let stale = bench.start("k", &late(&gate));
+    let stale = bench.start("k", &good_after(&gate));
     gate.reached().await;
     bench.database.advance_clock(LEASE);
     let fails = handler(|_, execution| async move {
@@ -109,7 +100,7 @@ async fn p7_p6_after_a_newer_owner_failed_nothing_is_committed<D: Database>() {
 async fn p7_p6_after_a_newer_owner_was_rejected_nothing_is_committed<D: Database>() {
     let bench = Bench::<D>::new().await;
     let gate = Gate::new();
-    let stale = bench.start("k", &late(&gate));
+    let stale = bench.start("k", &good_after(&gate));
     gate.reached().await;
     bench.database.advance_clock(LEASE);
     let rejects = handler(|_, _| async move { answer(409, "no") });
@@ -191,7 +182,7 @@ async fn p7_p6_two_executions_at_once_leave_one_row<D: Database>() {
 async fn p7_a_record_that_expired_cannot_be_completed<D: Database>() {
     let bench = Bench::<D>::new().await;
     let gate = Gate::new();
-    let stale = bench.start("k", &late(&gate));
+    let stale = bench.start("k", &good_after(&gate));
     gate.reached().await;
     bench.database.advance_clock(LEASE + TTL);
     assert_eq!(bench.record("k").await, None);
@@ -208,7 +199,7 @@ async fn p7_p6_an_operation_of_a_later_day_is_left_alone<D: Database>() {
     let bench = Bench::<D>::new().await;
     for (key, expired_too) in [("live", false), ("expired", true)] {
         let gate = Gate::new();
-        let stale = bench.start(key, &late(&gate));
+        let stale = bench.start(key, &good_after(&gate));
         gate.reached().await;
         bench.database.advance_clock(LEASE + TTL);
         let first_again = handler(|database, execution| async move {
@@ -234,10 +225,9 @@ async fn p7_p6_an_operation_of_a_later_day_is_left_alone<D: Database>() {
 
 /// P7: an operator removed the record while the handler ran: nothing is written.
 async fn p7_p6_a_record_that_was_removed_is_not_made_anew<D: Database>() {
-    use tower_idempotency::Store;
     let bench = Bench::<D>::new().await;
     let gate = Gate::new();
-    let stale = bench.start("k", &late(&gate));
+    let stale = bench.start("k", &good_after(&gate));
     gate.reached().await;
     let key = bench.store_key("k");
     assert!(bench.database.store().forget(&key).await.unwrap());
@@ -246,5 +236,4 @@ async fn p7_p6_a_record_that_was_removed_is_not_made_anew<D: Database>() {
     assert_eq!((seen.status, seen.text.as_str()), (500, "Gone"));
     bench.holds("k", None, &[]).await;
     bench.can_be_done("k", 1).await;
-    let _ = Reason::NotCommitted;
 }
