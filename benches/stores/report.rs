@@ -5,7 +5,8 @@ use super::support::measuring;
 #[derive(Default)]
 pub(crate) struct Report {
     tables: Vec<Table>,
-    budgets: Vec<String>,
+    met: usize,
+    not_met: Vec<String>,
     notes: Vec<String>,
 }
 
@@ -20,15 +21,14 @@ impl Report {
         self.tables.push(Table { head, rows });
     }
 
-    /// A trial run says nothing of it.
     pub(crate) fn budget(&mut self, what: &str, measured: f64, most: f64) {
-        let met = match measured <= most {
-            _ if !measuring() => "a trial",
-            true => "met",
-            false => "**not met**",
-        };
-        let line = format!("- {what}: {measured:.2} of at most {most:.1}, {met}");
-        self.budgets.push(line);
+        match measured <= most {
+            true => self.met += 1,
+            false => {
+                let line = format!("- {what}: {measured:.2}, and the budget is {most:.1}");
+                self.not_met.push(line);
+            }
+        }
     }
 
     pub(crate) fn note(&mut self, note: String) {
@@ -39,9 +39,17 @@ impl Report {
         for table in &self.tables {
             table.print();
         }
-        self.budgets.iter().for_each(|line| println!("{line}"));
-        println!();
         self.notes.iter().for_each(|note| println!("{note}"));
+        println!();
+        // A trial run says nothing of them.
+        if measuring() {
+            println!(
+                "Budgets: {} are met, {} are not.",
+                self.met,
+                self.not_met.len()
+            );
+            self.not_met.iter().for_each(|line| println!("{line}"));
+        }
     }
 }
 

@@ -57,7 +57,7 @@ pub(crate) async fn rows(report: &mut Report, servers: &Servers, sample: &Sample
     let names = [
         "`without_notifications`",
         "nobody waits",
-        "somebody waits for each: each is told",
+        "somebody waits for each, so each is told",
     ];
     let rows = names
         .into_iter()

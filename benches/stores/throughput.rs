@@ -80,10 +80,10 @@ pub(crate) fn rows(report: &mut Report, servers: &Servers, upload: &Upload) {
         "refused (503)",
     ];
     report.table(&head, rows);
+    let cores = std::thread::available_parallelism().map_or(0, usize::from);
     report.note(format!(
         "Throughput: {CONNECTIONS} connections of PostgreSQL for each server, one of Redis, and \
-         what `SqliteStore::open` gives; clients, servers and stores share {} cores.",
-        std::thread::available_parallelism().map_or(0, usize::from)
+         what `SqliteStore::open` gives; clients, servers and stores share {cores} cores."
     ));
 }
 

@@ -71,7 +71,8 @@ pub(crate) async fn rows(report: &mut Report, servers: &Servers, sample: &Sample
     ];
     report.table(&head, rows);
     report.note(
-        "Round trips: whatever `sqlx` does, also `SELECT 1`, its pool sends one more to test the          connection once the answer is there. No request waits for that."
+        "Round trips: whatever `sqlx` is asked for, its pool sends one more to test the connection \
+         once the answer is there. No request waits for that, but the connection is not free before."
             .to_owned(),
     );
 }
