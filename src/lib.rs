@@ -56,7 +56,7 @@
 //! - `tracing` (default): events with the target `tower_idempotency`. Keys appear hashed.
 //! - `axum`: reads axum's `OriginalUri`, so that nested routers do not share records; handlers take
 //!   an [`Execution`] as an argument. Turn it on in every axum app.
-//! - `redis`: [`RedisStore`], records in Redis or Valkey.
+//! - `redis`: [`RedisStore`], records in Redis or Valkey; [`Reconnecting`], for Sentinel.
 //! - `postgres`: [`PostgresStore`], on `sqlx`, without TLS unless you turn it on there.
 //! - `sqlite`: [`SqliteStore`], records in an SQLite file, which several processes of one machine may
 //!   share.
@@ -102,13 +102,13 @@ pub use server::{
 #[cfg(feature = "postgres")]
 #[cfg_attr(docsrs, doc(cfg(feature = "postgres")))]
 pub use store::PostgresStore;
-#[cfg(feature = "redis")]
-#[cfg_attr(docsrs, doc(cfg(feature = "redis")))]
-pub use store::RedisStore;
 #[cfg(feature = "sqlite")]
 #[cfg_attr(docsrs, doc(cfg(feature = "sqlite")))]
 pub use store::SqliteStore;
 pub use store::{MemoryStore, Store, StoreError, Tiered};
+#[cfg(feature = "redis")]
+#[cfg_attr(docsrs, doc(cfg(feature = "redis")))]
+pub use store::{Reconnecting, RedisStore};
 pub use telemetry::{Outcome, Reason};
 
 #[cfg(all(doctest, feature = "json"))]

@@ -23,7 +23,7 @@ pub(crate) use contract::jittered;
 
 #[cfg(feature = "redis")]
 #[cfg_attr(docsrs, doc(cfg(feature = "redis")))]
-pub use self::redis::RedisStore;
+pub use self::redis::{Reconnecting, RedisStore};
 pub use contract::{Store, StoreError};
 pub use memory::{MemoryStore, MemoryStoreBuilder, WhenFull};
 #[cfg(feature = "postgres")]

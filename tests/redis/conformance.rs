@@ -4,7 +4,10 @@ use std::{sync::OnceLock, time::Duration};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use redis::aio::MultiplexedConnection;
+use redis::{
+    Client,
+    aio::{ConnectionLike, MultiplexedConnection},
+};
 use tower_idempotency::{
     Claim, ClaimRequest, FencingToken, Lease, OwnerId, Payload, RedisStore, Snapshot, Store,
     StoreError, StoreKey,
@@ -12,8 +15,8 @@ use tower_idempotency::{
 };
 
 use crate::{
-    servers::redis::RedisCluster,
-    support::{self, client, connection},
+    servers::redis::{RedisCluster, RedisPair, RedisSentinel},
+    support::{self, client, connection, following},
 };
 
 async fn fixture<S: Store>(
@@ -89,6 +92,20 @@ mod over_a_cluster {
     tower_idempotency::store_conformance!(super::cluster().await);
 }
 
+mod over_sentinel {
+    tower_idempotency::store_conformance!(super::sentinel().await);
+}
+
+async fn sentinel() -> Fixture<Apart<impl Store>> {
+    static PAIR: OnceLock<(RedisPair, RedisSentinel)> = OnceLock::new();
+    let (pair, sentinel) = PAIR.get_or_init(|| {
+        let pair = RedisPair::for_all();
+        let sentinel = RedisSentinel::for_all(&pair, Duration::from_secs(600));
+        (pair, sentinel)
+    });
+    apart(following(sentinel), pair.primary.client())
+}
+
 async fn cluster() -> Fixture<Apart<impl Store>> {
     static CLUSTER: OnceLock<RedisCluster> = OnceLock::new();
     let cluster = CLUSTER.get_or_init(RedisCluster::for_all);
@@ -98,19 +115,26 @@ async fn cluster() -> Fixture<Apart<impl Store>> {
         .build()
         .unwrap();
     let connection = client.get_async_connection().await.unwrap();
+    apart(connection, cluster.client())
+}
+
+fn apart<C>(connection: C, client: Client) -> Fixture<Apart<RedisStore<C>>>
+where
+    C: ConnectionLike + Clone + Send + Sync + 'static,
+{
     let prefix = OwnerId::random().to_string();
     let apart = {
         let prefix = prefix.clone();
         move |key: &StoreKey| StoreKey::new(&prefix, "", "", key.as_str())
     };
     let wrap = |store: RedisStore<_>| Apart {
-        store: store.with_client(cluster.client()),
+        store: store.with_client(client),
         prefix,
     };
     support::fixture_at(connection, wrap, move |key| apart(key).as_str().to_owned())
 }
 
-/// A cluster has one database: each case has keys of its own.
+/// In one database each case has keys of its own.
 struct Apart<S> {
     store: S,
     prefix: String,

@@ -3,15 +3,15 @@
 use std::{pin::pin, time::Duration};
 
 use redis::{Client, aio::ConnectionManager};
-use tower_idempotency::{Claim, RedisStore, State, Store, StoreError};
+use tower_idempotency::{Claim, RedisStore, State, Store};
 
 use crate::{
     servers::{
         proxy::Proxy,
-        redis::{RedisCluster, RedisPair, RedisSentinel, RedisServer, connection},
+        redis::{RedisCluster, RedisPair, RedisServer, connection},
     },
     support::{
-        LEASE, TTL, answer, claim, completed, corrupt, granted, key, managed, request, soon,
+        LEASE, TTL, again, answer, claim, completed, corrupt, granted, key, managed, request, soon,
         unavailable,
     },
 };
@@ -80,17 +80,6 @@ async fn p8_p2_a_restart_with_its_data_keeps_the_records() {
         .complete(&key("held"), &lease, &answer(), TTL)
         .await
         .unwrap();
-}
-
-/// Until the store can be asked.
-async fn again<T: std::fmt::Debug>(ask: impl AsyncFn() -> Result<T, StoreError>) -> T {
-    loop {
-        match ask().await {
-            Ok(answer) => return answer,
-            error => drop(unavailable(error)),
-        }
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
 }
 
 /// A server without persistence loses everything, as documented; an owner that still runs makes its
@@ -315,31 +304,6 @@ async fn a_cluster_needs_a_cluster_connection() {
         }
     }
     assert!(told.contains("needs a cluster connection"), "{told}");
-}
-
-/// S16: a connection that Sentinel leads to serves; once its server is a replica, it claims nothing.
-#[tokio::test]
-async fn s16_p8_sentinel_leads_to_the_primary() {
-    use redis::sentinel::{SentinelClient, SentinelServerType};
-
-    let pair = RedisPair::start();
-    let sentinel = RedisSentinel::before(&pair.primary);
-    let name = "main".to_owned();
-    let client =
-        SentinelClient::build(vec![sentinel.url()], name, None, SentinelServerType::Master);
-    let connection = client.unwrap().get_async_connection().await.unwrap();
-    let store = RedisStore::new(connection);
-    let lease = completed(&store, &key("k")).await;
-    let primary = RedisStore::new(pair.primary.connection().await);
-    let record = primary.get(&key("k")).await.unwrap().unwrap().record;
-    assert_eq!(record.token, lease.token);
-
-    pair.in_step();
-    pair.promote();
-    let port = pair.replica.address().port().to_string();
-    pair.primary.command(&["REPLICAOF", "127.0.0.1", &port]);
-    let told = unavailable(store.claim(&key("new"), &request()).await);
-    assert!(told.contains("READONLY"), "{told}");
 }
 
 /// Whatever answers without being Redis is not understood, and nothing is taken for a record.

@@ -5,10 +5,12 @@
 mod servers;
 
 mod conformance;
+mod failover;
 mod faults;
 mod guard;
 mod layout;
 mod limits;
+mod reconnecting;
 mod skew;
 mod support;
 mod waiting;

@@ -3,24 +3,26 @@
 use std::{
     future::ready,
     sync::{
-        OnceLock,
+        Arc, OnceLock,
         atomic::{AtomicU32, Ordering::SeqCst},
     },
     time::Duration,
 };
 
 use redis::{
-    Client,
+    AsyncConnectionConfig, Client,
     aio::{ConnectionLike, ConnectionManager, ConnectionManagerConfig, MultiplexedConnection},
+    sentinel::{SentinelClient, SentinelServerType},
 };
+use tokio::sync::Mutex;
 use tower_idempotency::{
-    Claim, ClaimRequest, Claimed, Entry, Fingerprint, Lease, OwnerId, Payload, RedisStore, Store,
-    StoreError, StoreKey,
+    Claim, ClaimRequest, Claimed, Entry, Fingerprint, Lease, OwnerId, Payload, Reconnecting,
+    RedisStore, Store, StoreError, StoreKey,
     testing::store::{Corruption, Fixture},
 };
 
-use crate::servers::redis::RedisServer;
 pub(crate) use crate::servers::redis::connection;
+use crate::servers::redis::{RedisSentinel, RedisServer};
 
 pub(crate) const LEASE: Duration = Duration::from_secs(60);
 pub(crate) const TTL: Duration = Duration::from_secs(3600);
@@ -47,6 +49,22 @@ pub(crate) async fn managed(client: &Client) -> ConnectionManager {
     ConnectionManager::new_with_config(client.clone(), patience)
         .await
         .unwrap()
+}
+
+/// A connection to whichever server this Sentinel takes for the primary.
+pub(crate) fn following(sentinel: &RedisSentinel) -> Reconnecting<MultiplexedConnection> {
+    let (sentinels, name) = (vec![sentinel.url()], "main".to_owned());
+    let client = SentinelClient::build(sentinels, name, None, SentinelServerType::Master);
+    let client = Arc::new(Mutex::new(client.unwrap()));
+    Reconnecting::new(move || {
+        let client = Arc::clone(&client);
+        async move {
+            let patience =
+                AsyncConnectionConfig::new().set_response_timeout(Some(Duration::from_secs(20)));
+            let mut client = client.lock().await;
+            client.get_async_connection_with_config(&patience).await
+        }
+    })
 }
 
 /// A store over this connection, made ready by `wrap`.
@@ -149,6 +167,17 @@ pub(crate) fn corrupt<T: std::fmt::Debug>(result: Result<T, StoreError>) -> Stri
     match result {
         Err(StoreError::Corrupt { source, .. }) => source.to_string(),
         other => panic!("the record should be corrupt: {other:?}"),
+    }
+}
+
+/// Until the store can be asked.
+pub(crate) async fn again<T: std::fmt::Debug>(ask: impl AsyncFn() -> Result<T, StoreError>) -> T {
+    loop {
+        match ask().await {
+            Ok(answer) => return answer,
+            error => drop(unavailable(error)),
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
 

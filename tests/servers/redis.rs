@@ -11,7 +11,7 @@ use std::{
 use redis::{Client, RedisResult, Value, aio::MultiplexedConnection, cmd};
 use tempfile::TempDir;
 
-use super::process::{Process, accepts, free_address, program, wait_until};
+use super::process::{Process, free_address, program, wait_until};
 
 /// One server, with data of its own.
 #[derive(Debug)]
@@ -188,6 +188,8 @@ pub async fn connection(client: &Client) -> MultiplexedConnection {
 pub struct RedisCluster(Vec<RedisServer>);
 
 impl RedisCluster {
+    const OPTIONS: [&str; 4] = ["--cluster-enabled", "yes", "--cluster-node-timeout", "2000"];
+
     /// # Panics
     ///
     /// If it does not come together.
@@ -201,8 +203,7 @@ impl RedisCluster {
     }
 
     fn of(start: impl Fn(&[&str]) -> RedisServer) -> Self {
-        let options = ["--cluster-enabled", "yes", "--cluster-node-timeout", "2000"];
-        let nodes: Vec<_> = (0..3).map(|_| start(&options)).collect();
+        let nodes: Vec<_> = (0..3).map(|_| start(&Self::OPTIONS)).collect();
         let (ip, port) = (
             nodes[0].address().ip().to_string(),
             nodes[0].address().port().to_string(),
@@ -229,6 +230,33 @@ impl RedisCluster {
         Self(nodes)
     }
 
+    /// One more node, which has what the first one has, and takes its slots when it dies.
+    ///
+    /// # Panics
+    ///
+    /// If it does not get in step.
+    pub fn add_replica(&mut self) {
+        let replica = RedisServer::start(&Self::OPTIONS);
+        let address = self.0[0].address();
+        let (ip, port) = (address.ip().to_string(), address.port().to_string());
+        let first = self.0[0].text(&["CLUSTER", "MYID"]);
+        replica.command(&["CLUSTER", "MEET", &ip, &port]);
+        wait_until("the replica knows the node", || {
+            replica
+                .try_command(&["CLUSTER", "REPLICATE", &first])
+                .is_ok()
+        });
+        self.0.push(replica);
+        wait_until("all know the replica, and it is in step", || {
+            let known = |node: &RedisServer| {
+                let known = node.text(&["CLUSTER", "NODES"]);
+                known.lines().count() == self.0.len() && known.contains("slave ")
+            };
+            let info = self.0[3].text(&["INFO", "replication"]);
+            self.0.iter().all(known) && info.contains("master_link_status:up")
+        });
+    }
+
     pub fn nodes(&mut self) -> &mut [RedisServer] {
         &mut self.0
     }
@@ -247,43 +275,74 @@ impl RedisCluster {
 #[derive(Debug)]
 pub struct RedisSentinel {
     _process: Process,
-    _folder: TempDir,
+    /// See [`RedisServer`].
+    _folder: Option<TempDir>,
     address: SocketAddr,
 }
 
 impl RedisSentinel {
+    /// It gives a primary up that is away for `patience`.
+    ///
     /// # Panics
     ///
     /// If it does not start.
-    pub fn before(primary: &RedisServer) -> Self {
-        let (folder, address) = (
-            TempDir::with_prefix("redis-").expect("a folder"),
-            free_address(),
+    pub fn before(pair: &RedisPair, patience: Duration) -> Self {
+        let folder = TempDir::with_prefix("redis-").expect("a folder");
+        Self::start_in(pair, patience, folder.path().to_owned(), Some(folder))
+    }
+
+    /// See [`RedisServer::for_all`].
+    pub fn for_all(pair: &RedisPair, patience: Duration) -> Self {
+        let folder = TempDir::with_prefix("redis-").expect("a folder");
+        Self::start_in(pair, patience, folder.keep(), None)
+    }
+
+    fn start_in(
+        pair: &RedisPair,
+        patience: Duration,
+        folder: PathBuf,
+        removed: Option<TempDir>,
+    ) -> Self {
+        let address = free_address();
+        let (ip, port) = (pair.primary.address().ip(), pair.primary.address().port());
+        let settings = folder.join("settings");
+        let text = format!(
+            "bind {ip}\n\
+             sentinel monitor main {ip} {port} 1\n\
+             sentinel down-after-milliseconds main {}\n\
+             sentinel failover-timeout main 10000\n",
+            patience.as_millis(),
         );
-        let (port, ip) = (primary.address().port(), primary.address().ip());
-        let settings = folder.path().join("settings");
-        let text = format!("bind {ip}\nsentinel monitor main {ip} {port} 1\n");
         std::fs::write(&settings, text).expect("settings");
         let mut command = Command::new(program("redis-server", "redis-server", &[]));
         command
             .arg(settings)
             .args(["--sentinel", "--port", &address.port().to_string()])
             .arg("--dir")
-            .arg(folder.path())
+            .arg(&folder)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null());
-        let process = Process::start(&mut command);
-        wait_until("the sentinel answers", || accepts(address));
-        Self {
-            _process: process,
-            _folder: folder,
+        let forever = removed.is_none();
+        let sentinel = Self {
+            _process: Process::start_in(&mut command, forever.then_some(&folder)),
+            _folder: removed,
             address,
-        }
+        };
+        wait_until("the sentinel knows the replica", || {
+            let info = sentinel.command(&["INFO", "sentinel"]);
+            info.is_ok_and(|info| info.contains("slaves=1"))
+        });
+        sentinel
     }
 
     pub fn url(&self) -> String {
         format!("redis://{}", self.address)
+    }
+
+    pub fn command(&self, words: &[&str]) -> RedisResult<String> {
+        let mut connection = Client::open(self.url())?.get_connection()?;
+        cmd(words[0]).arg(&words[1..]).query(&mut connection)
     }
 }
 
@@ -299,9 +358,18 @@ impl RedisPair {
     ///
     /// If they do not start.
     pub fn start() -> Self {
-        let primary = RedisServer::start(&["--repl-diskless-sync-delay", "0"]);
+        Self::of(RedisServer::start)
+    }
+
+    /// See [`RedisServer::for_all`].
+    pub fn for_all() -> Self {
+        Self::of(RedisServer::for_all)
+    }
+
+    fn of(start: impl Fn(&[&str]) -> RedisServer) -> Self {
+        let primary = start(&["--repl-diskless-sync-delay", "0"]);
         let port = primary.address().port().to_string();
-        let replica = RedisServer::start(&["--replicaof", "127.0.0.1", &port]);
+        let replica = start(&["--replicaof", "127.0.0.1", &port]);
         wait_until("the replica is in step", || {
             let info = replica.text(&["INFO", "replication"]);
             info.contains("master_link_status:up")
@@ -311,19 +379,24 @@ impl RedisPair {
 
     /// Waits until all that the primary has written has reached the replica.
     pub fn in_step(&self) {
-        let offset = |server: &RedisServer, name: &str| {
-            let info = server.text(&["INFO", "replication"]);
-            let line = info.lines().find_map(|line| line.strip_prefix(name));
-            line.map(str::to_owned)
-        };
-        wait_until("the replica has it all", || {
-            let written = offset(&self.primary, "master_repl_offset:");
-            written.is_some() && written == offset(&self.replica, "slave_repl_offset:")
-        });
+        in_step(&self.primary, &self.replica);
     }
 
     /// Makes a primary of the replica.
     pub fn promote(&self) {
         self.replica.command(&["REPLICAOF", "NO", "ONE"]);
     }
+}
+
+/// Waits until all that a primary has written has reached its replica.
+pub fn in_step(primary: &RedisServer, replica: &RedisServer) {
+    let offset = |server: &RedisServer, name: &str| {
+        let info = server.text(&["INFO", "replication"]);
+        let line = info.lines().find_map(|line| line.strip_prefix(name));
+        line.map(str::to_owned)
+    };
+    wait_until("the replica has it all", || {
+        let written = offset(primary, "master_repl_offset:");
+        written.is_some() && written == offset(replica, "slave_repl_offset:")
+    });
 }

@@ -5,12 +5,6 @@ end
 local owner, algorithm, digest, lease, ttl = ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
 local token, attempt, entry, created, checkpoint = now, '1', 'first', now, false
 
--- A replay changes nothing, so it need not know that all can be read: the client looks at that.
-if record[STATE] == 'completed' and record[DIGEST] == digest and record[ALGORITHM] == algorithm
-  and is_number(record[EXPIRES], U64) and live() then
-  return kept()
-end
-
 if found then
   if not readable(owner, digest) then
     return kept_without_bytes()
@@ -24,7 +18,9 @@ if found then
       return kept_without_bytes()
     end
     local state = record[STATE]
-    if state == 'in_progress' and record[OWNER] == owner then
+    if state == 'completed' then
+      return kept()
+    elseif state == 'in_progress' and record[OWNER] == owner then
       token, attempt, entry = record[TOKEN], record[ATTEMPT], record[ENTRY]
     elseif state == 'in_progress' and (before(now, record[LEASE_UNTIL]) or ARGV[7] ~= '1') then
       return kept_without_bytes()

@@ -77,16 +77,7 @@ pub(super) fn store_error(error: RedisError) -> StoreError {
 
 fn answered(error: &RedisError) -> StoreError {
     let code = error.code().unwrap_or_default();
-    let known = KNOWN.iter().find(|(known, _)| *known == code);
-    // Redis 6.2 puts the place in a script in front: `@user_script: 12: -OOM command not allowed`.
-    let known = known.or_else(|| {
-        let within = |known: &str| {
-            let detail = error.detail().filter(|_| code.starts_with("@user_script"));
-            detail.is_some_and(|text| text.contains(&format!(" -{known} ")))
-        };
-        KNOWN.iter().find(|(known, _)| within(known))
-    });
-    match known {
+    match known(error) {
         Some((code @ "WRONGTYPE", about)) => StoreError::corrupt(NAME, said(code, about)),
         Some(("OOM", _)) => StoreError::Full { store: NAME },
         Some((code, about)) => StoreError::unavailable(NAME, said(code, about)),
@@ -98,6 +89,19 @@ fn answered(error: &RedisError) -> StoreError {
             ),
         ),
     }
+}
+
+fn known(error: &RedisError) -> Option<&'static (&'static str, &'static str)> {
+    let code = error.code().unwrap_or_default();
+    let known = KNOWN.iter().find(|(known, _)| *known == code);
+    // Redis 6.2 puts the place in a script in front: `@user_script: 12: -OOM command not allowed`.
+    known.or_else(|| {
+        let within = |known: &str| {
+            let detail = error.detail().filter(|_| code.starts_with("@user_script"));
+            detail.is_some_and(|text| text.contains(&format!(" -{known} ")))
+        };
+        KNOWN.iter().find(|(known, _)| within(known))
+    })
 }
 
 fn said(code: &str, about: &'static str) -> Answered {
@@ -117,4 +121,13 @@ fn said(code: &str, about: &'static str) -> Answered {
 /// Whether the connection broke under a command, which may or may not have been run.
 pub(super) fn is_broken(error: &RedisError) -> bool {
     error.is_io_error() && !error.is_timeout() && !error.is_connection_refusal()
+}
+
+/// Whether another connection may do better: this one broke, hangs or is out of step, or leads to a
+/// server that is not, or may not be, the primary.
+pub(super) fn is_of_the_connection(error: &RedisError) -> bool {
+    const PLACES: [&str; 4] = ["READONLY", "MASTERDOWN", "LOADING", "NOREPLICAS"];
+    error.is_io_error()
+        || error.is_unrecoverable_error()
+        || known(error).is_some_and(|(code, _)| PLACES.contains(code))
 }

@@ -2,8 +2,10 @@
 
 mod error;
 mod layout;
+mod reconnecting;
 mod script;
 mod store;
 mod subscription;
 
+pub use reconnecting::Reconnecting;
 pub use store::RedisStore;

@@ -1,10 +1,7 @@
--- What the scripts share: each is this text and its own.
--- KEYS[1] is the record, ARGV[1] what a test adds to the clock.
+-- What the scripts share.
 --
 -- Numbers stay decimal text, as they are kept: Lua's have no room for 64 bits.
 
-local V, STATE, ALGORITHM, DIGEST, OWNER, TOKEN, ATTEMPT = 1, 2, 3, 4, 5, 6, 7
-local ENTRY, CREATED, LEASE_UNTIL, EXPIRES, CHECKPOINT, CODE, BODY = 8, 9, 10, 11, 12, 13, 14
 local U64, U32, U16 = '18446744073709551615', '4294967295', '65535'
 
 local function before(a, b)
@@ -38,12 +35,8 @@ local function add(a, b)
   return (string.gsub(text, '^0+', ''))
 end
 
-local record = redis.pcall('HMGET', KEYS[1], 'v', 'state', 'algorithm', 'fingerprint', 'owner',
-  'token', 'attempt', 'entry', 'created_at', 'lease_until', 'expires_at', 'checkpoint', 'code',
-  'body')
 local found = record[V] or redis.call('EXISTS', KEYS[1]) == 1
 
-local time = redis.call('TIME')
 local now = time[1] .. string.rep('0', 6 - #time[2]) .. time[2]
 if ARGV[1] ~= '0' then
   now = add(now, ARGV[1])

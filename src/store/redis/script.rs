@@ -7,20 +7,20 @@ use redis::{Cmd, ErrorKind, RedisError, ServerErrorKind, Value, aio::ConnectionL
 use crate::key::StoreKey;
 
 macro_rules! scripts {
-    ($($name:ident: $file:literal,)*) => {$(
+    ($($name:ident: $($file:literal)*,)*) => {$(
         pub(super) static $name: LazyLock<Script> = LazyLock::new(|| {
-            Script::new(concat!(include_str!("prelude.lua"), include_str!($file)))
+            Script::new(concat!($(include_str!($file),)*))
         });
     )*};
 }
 
 scripts! {
-    CLAIM: "claim.lua",
-    RENEW: "renew.lua",
-    COMPLETE: "complete.lua",
-    STOP: "stop.lua",
-    GET: "get.lua",
-    FORGET: "forget.lua",
+    CLAIM: "read.lua" "replay.lua" "prelude.lua" "claim.lua",
+    RENEW: "read.lua" "prelude.lua" "renew.lua",
+    COMPLETE: "read.lua" "prelude.lua" "complete.lua",
+    STOP: "read.lua" "prelude.lua" "stop.lua",
+    GET: "read.lua" "prelude.lua" "get.lua",
+    FORGET: "read.lua" "prelude.lua" "forget.lua",
 }
 
 /// A text that servers know by its hash once they have seen it.

@@ -76,10 +76,10 @@ impl<C> RedisStore<C> {
     /// Lets who waits be woken by a message: the store subscribes over a connection of its own,
     /// which `client` opens, while somebody waits. Without it, waiting polls.
     ///
-    /// The client is for the same server, or for any node of the same cluster, since its nodes pass
-    /// messages on to one another. A connection that breaks is opened again, after 50 ms at first and
-    /// 5 s at most; until then waiting polls. Make clones after this call: earlier ones go on
-    /// polling.
+    /// The client is for the same server, for its primary or a replica of it, or for any node of the
+    /// same cluster, since they pass messages on to one another. A connection that breaks is opened
+    /// again, after 50 ms at first and 5 s at most; until then waiting polls. Make clones after this
+    /// call: earlier ones go on polling.
     #[must_use]
     pub fn with_client(mut self, client: Client) -> Self {
         self.subscription = Some(Arc::new(Subscription::new(client)));
