@@ -238,6 +238,7 @@ async fn commit<T: DatabaseTransaction>(
         });
     }
 
+    let ours = answer.payload.bytes.clone();
     // From here on a cancelled call leaves it open whether the transaction was committed.
     *execution.fate() = Some(Box::new(Fate::Unsure(answer)));
     let mut refused = None;
@@ -266,7 +267,14 @@ async fn commit<T: DatabaseTransaction>(
             Ok(())
         }
         (Err(_), Some(source)) => {
-            *fate = None;
+            // Another transaction of this execution may be on its way by now.
+            let is_ours = |fate: &Fate| match fate {
+                Fate::Unsure(answer) => answer.payload.bytes.as_ptr() == ours.as_ptr(),
+                Fate::LeftOpen | Fate::Committed(_) => false,
+            };
+            if fate.as_deref().is_some_and(is_ours) {
+                *fate = None;
+            }
             Err(CommitError::Refused(source))
         }
         (Err(error), None) => {
