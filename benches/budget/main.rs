@@ -17,7 +17,7 @@
 //!   one each; the system's share of both is in all figures. The server is the one that is meant to
 //!   be busy: how busy is said below the table.
 //!
-//! `floors` says what the floors are. Budgets over Redis are not here.
+//! `floors` says what the floors are. Budgets over Redis are in `stores`.
 
 #[path = "../support/mod.rs"]
 mod support;
