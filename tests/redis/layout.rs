@@ -355,3 +355,18 @@ async fn u19_debug_shows_no_secret() {
         "{shown}"
     );
 }
+
+/// P2: a time that a script cannot hold as a number is compared all the same.
+#[tokio::test]
+async fn p2_a_replay_in_the_far_future_is_one() {
+    let (store, _eyes) = with_eyes().await;
+    store.advance_clock(Duration::from_micros(1 << 53));
+    completed(&store, &key("k")).await;
+    for _ in 0..2 {
+        let replayed = store.claim(&key("k"), &request()).await.unwrap();
+        assert_eq!(replayed, Claim::Completed(answer()));
+        store.advance_clock(TTL - LEASE);
+    }
+    store.advance_clock(TTL);
+    granted(store.claim(&key("k"), &request()).await);
+}
