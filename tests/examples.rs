@@ -326,7 +326,16 @@ impl Line {
                 "-i" => {}
                 "--http2-prior-knowledge" => line.http2 = true,
                 "-X" => method = Some(value().parse().expect("a method")),
-                "-d" => {
+                // As curl does: what it sends is a form, unless it is told otherwise.
+                "-d" | "--json" => {
+                    let form = word == "-d";
+                    let kind = if form {
+                        "x-www-form-urlencoded"
+                    } else {
+                        "json"
+                    };
+                    let kind = format!("application/{kind}");
+                    line.headers.push(("content-type".to_owned(), kind));
                     line.body = value();
                     line.method = Method::POST;
                 }
@@ -391,8 +400,10 @@ fn lines_are_read_as_they_are_meant() {
     let text = r#"curl -i localhost:3000/a?b -H 'Idempotency-Key: "k"' -d '{"a": 1}'  # 201 replayed: x: y"#;
     let line = Line::parse(text);
     assert_eq!((line.method, &line.path[..]), (Method::POST, "/a?b"));
-    let header = ("Idempotency-Key".to_owned(), "\"k\"".to_owned());
-    assert_eq!(line.headers, [header]);
+    let key = ("Idempotency-Key", "\"k\"");
+    let form = ("content-type", "application/x-www-form-urlencoded");
+    let expected = [key, form].map(|(name, value)| (name.to_owned(), value.to_owned()));
+    assert_eq!(line.headers, expected);
     assert_eq!(line.body, r#"{"a": 1}"#);
     assert_eq!((line.statuses, line.replayed), (vec![201], true));
     assert_eq!(line.contains, "x: y");
