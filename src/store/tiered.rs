@@ -7,7 +7,10 @@ use std::{
     future::Future,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering::Relaxed},
+        atomic::{
+            AtomicBool, AtomicU64,
+            Ordering::{Relaxed, SeqCst},
+        },
     },
     time::Duration,
 };
@@ -99,6 +102,15 @@ struct Shared {
     claims: Mutex<HashSet<(StoreKey, OwnerId)>>,
     /// Keys that are being copied.
     copying: Mutex<HashSet<StoreKey>>,
+    /// How many records were forgotten here.
+    forgotten: AtomicU64,
+}
+
+/// When far was asked for what is to be copied.
+struct Asked {
+    at: Instant,
+    /// How many records had been forgotten until then.
+    forgotten: u64,
 }
 
 struct Outage {
@@ -203,7 +215,7 @@ impl<N: Store, F: Store> Tiered<N, F> {
         let Some(_turn) = self.shared.turn_to_copy(key) else {
             return;
         };
-        let read = Instant::now();
+        let asked = self.shared.asks();
         // Far has answered already; the copy is not worth a longer wait.
         let found = timeout(self.near_timeout, self.far.get(key)).await;
         let Ok(Ok(Some(Snapshot { record, now }))) = found else {
@@ -217,22 +229,24 @@ impl<N: Store, F: Store> Tiered<N, F> {
         };
         if let (State::Completed, Some(payload)) = (record.state, &record.payload) {
             let left = record.expires_at.since(now);
-            self.put(key, &lease, payload, left, read).await;
+            self.put(key, &lease, payload, left, asked).await;
         }
     }
 
-    /// Puts a completed record into near, of which `left` was left, or more, at `read`.
+    /// Puts a completed record into near, of which `left` was left, or more, when far was `asked`.
     async fn put(
         &self,
         key: &StoreKey,
         lease: &Lease,
         payload: &Payload,
         left: Duration,
-        read: Instant,
+        asked: Asked,
     ) {
         // Half of it, so that the copy is gone in time even where near writes it late or its clock
         // is slow.
-        let ttl = self.near_for.min(left.saturating_sub(read.elapsed()) / 2);
+        let ttl = self
+            .near_for
+            .min(left.saturating_sub(asked.at.elapsed()) / 2);
         if ttl.is_zero() {
             return;
         }
@@ -241,10 +255,21 @@ impl<N: Store, F: Store> Tiered<N, F> {
         if self.near(key, "complete", put).await.is_some() {
             self.shared.full.store(false, Relaxed);
         }
+        // Perhaps this one, from near too, before the copy got there.
+        if self.shared.forgotten.load(SeqCst) != asked.forgotten {
+            self.drop_copy(key).await;
+        }
     }
 }
 
 impl Shared {
+    fn asks(&self) -> Asked {
+        Asked {
+            at: Instant::now(),
+            forgotten: self.forgotten.load(SeqCst),
+        }
+    }
+
     /// Whether near is to be asked. During an outage one call in a while is let through.
     fn may_ask(&self) -> bool {
         match &mut *lock(&self.outage) {
@@ -361,11 +386,11 @@ impl<N: Store, F: Store> Store for Tiered<N, F> {
         payload: &Payload,
         ttl: Duration,
     ) -> Result<(), StoreError> {
-        let sent = Instant::now();
+        let asked = self.shared.asks();
         let is_first = self.shared.ends(key, lease);
         self.far.complete(key, lease, payload, ttl).await?;
         if is_first {
-            self.put(key, lease, payload, ttl, sent).await;
+            self.put(key, lease, payload, ttl, asked).await;
         }
         Ok(())
     }
@@ -403,6 +428,7 @@ impl<N: Store, F: Store> Store for Tiered<N, F> {
     /// Removes the record from far, and then the copy from near, which may fail to.
     async fn forget(&self, key: &StoreKey) -> Result<bool, StoreError> {
         let forgotten = self.far.forget(key).await?;
+        self.shared.forgotten.fetch_add(1, SeqCst);
         // Also during an outage: an operator's word is worth the wait.
         let copy = self.near.forget(key);
         self.near_anyway(key, "forget", copy).await;

@@ -206,6 +206,36 @@ async fn forgetting_removes_both() {
     replays(&other, "k", "anew").await;
 }
 
+/// P2: what was forgotten while its copy was on its way to near is not answered from there.
+#[tokio::test(start_paused = true)]
+async fn p2_a_copy_that_comes_after_a_forget_does_not_stay() {
+    let (near, far, tiered, [in_near, _]) = pair();
+    // Of a completion, and of a replay, which asks near before.
+    for (name, polls) in [("completed", 1), ("replayed", 2)] {
+        let mut copying: futures::future::BoxFuture<'_, ()> = match polls {
+            1 => {
+                let lease = claim(&tiered, name).await;
+                let tiered = &tiered;
+                Box::pin(async move { end(tiered, name, &lease, "old").await.unwrap() })
+            }
+            _ => {
+                complete(&far, name, "old", TTL).await;
+                Box::pin(replays(&tiered, name, "old"))
+            }
+        };
+        near.calls();
+        near.set(Mode::Slow);
+        for _ in 0..polls {
+            assert!(futures::poll!(copying.as_mut()).is_pending());
+        }
+        near.set(Mode::Works);
+        assert_eq!(near.calls().last(), Some(&"complete"));
+        assert!(tiered.forget(&key(name)).await.unwrap());
+        copying.await;
+        assert!(in_near.is_empty(), "{name}");
+    }
+}
+
 /// A copy that far contradicts is removed: its record was forgotten elsewhere.
 #[tokio::test(start_paused = true)]
 async fn a_copy_that_far_contradicts_is_removed() {

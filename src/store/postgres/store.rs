@@ -92,6 +92,14 @@ use crate::{
 /// A granted claim removes up to 16 expired rows of other keys, those that nobody has locked. Every
 /// renewal moves the row's place in the index of expiry, so leave autovacuum on.
 ///
+/// # Time
+///
+/// Where the server's clock is set back, or a standby whose clock is behind takes over, leases and
+/// records last that much longer; where it is set forward, they end that much earlier. Synchronise the
+/// clocks. The token of a key may be smaller than its last one only where that record was removed
+/// (released, forgotten, expired), and since then the clock was set back, or the new claim had read
+/// the clock before and the server kept it waiting all through the other one.
+///
 /// # Waiting
 ///
 /// While somebody waits, the store has one more connection, made with the pool's options and not
