@@ -188,6 +188,10 @@ impl<T: DatabaseTransaction> Transaction<T> {
     /// # Errors
     ///
     /// The database's. Nothing is written all the same.
+    ///
+    /// # Cancellation
+    ///
+    /// Nor is anything where this is dropped.
     pub async fn rollback(self) -> Result<(), Box<dyn Error + Send + Sync>> {
         let Self { inner, mut open } = self;
         open.ended = true;
