@@ -61,7 +61,7 @@ async fn transfer(
 
     let paid =
         sqlx::query("UPDATE accounts SET balance = balance - $1 WHERE name = $2 AND balance >= $1")
-            .bind(amount)
+            .bind(i64::from(amount))
             .bind(from)
             .execute(&mut *transaction)
             .await?;
@@ -71,7 +71,7 @@ async fn transfer(
         return Err(Failure::Refused(402, "there is not enough money"));
     }
     let received = sqlx::query("UPDATE accounts SET balance = balance + $1 WHERE name = $2")
-        .bind(amount)
+        .bind(i64::from(amount))
         .bind(&to)
         .execute(&mut *transaction)
         .await?;
@@ -135,7 +135,7 @@ impl IntoResponse for Failure {
 /// Alice begins with 100, Bob with nothing.
 async fn create_accounts(pool: &SqlitePool) -> Result<(), sqlx::Error> {
     sqlx::query(
-        "CREATE TABLE IF NOT EXISTS accounts (name TEXT PRIMARY KEY, balance INTEGER NOT NULL)",
+        "CREATE TABLE IF NOT EXISTS accounts (name TEXT PRIMARY KEY, balance BIGINT NOT NULL)",
     )
     .execute(pool)
     .await?;

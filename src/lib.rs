@@ -65,6 +65,18 @@
 //! [draft]: https://datatracker.ietf.org/doc/html/draft-ietf-httpapi-idempotency-key-header-07
 //! [readme]: https://docs.rs/crate/tower-idempotency/latest
 #![cfg_attr(docsrs, feature(doc_cfg))]
+// Links to what a feature brings are plain text where it is off.
+#![cfg_attr(
+    not(all(
+        feature = "axum",
+        feature = "json",
+        feature = "postgres",
+        feature = "redis",
+        feature = "sqlite",
+        feature = "testing"
+    )),
+    allow(rustdoc::broken_intra_doc_links)
+)]
 #![forbid(unsafe_code)]
 
 mod engine;

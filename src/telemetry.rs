@@ -100,7 +100,9 @@ pub enum Reason {
     /// A limit of this service is reached: of buffers or of records.
     Overloaded,
     /// The handler ran and answered as if all were well, but had not committed the
-    /// [transaction](crate::Transaction) that it had begun: nothing of that was written.
+    /// [transaction](crate::Transaction) that it had begun: nothing of that was written. Or it
+    /// passed over a commit whose [outcome is unknown](crate::CommitError::Unknown), and the store
+    /// could not be asked: a retry finds out.
     NotCommitted,
 }
 

@@ -6,7 +6,7 @@ use std::{
     fmt,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -61,6 +61,8 @@ struct Inner {
     supersession: Notify,
     /// What became of the transactions of this execution; boxed, since most have none.
     fate: Mutex<Option<Box<Fate>>>,
+    /// How many transactions are open, and a mark once the handler has ended.
+    open: AtomicUsize,
     /// What knows how an answer of this execution is recorded.
     front: OnceLock<Front>,
 }
@@ -79,6 +81,7 @@ impl Execution {
             superseded: AtomicBool::new(false),
             supersession: Notify::new(),
             fate: Mutex::new(None),
+            open: AtomicUsize::new(0),
             front: OnceLock::new(),
         }))
     }
@@ -95,6 +98,10 @@ impl Execution {
     pub(super) fn fate(&self) -> MutexGuard<'_, Option<Box<Fate>>> {
         let fate = self.0.fate.lock();
         fate.unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn open(&self) -> &AtomicUsize {
+        &self.0.open
     }
 
     pub(super) fn engine(&self) -> &Engine {

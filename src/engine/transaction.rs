@@ -5,6 +5,7 @@ use std::{
     error::Error,
     fmt,
     ops::{Deref, DerefMut},
+    sync::atomic::Ordering,
 };
 
 use crate::{
@@ -24,21 +25,32 @@ use crate::{
 /// It stands for its connection: run statements on `&mut *transaction`. Made by
 /// [`Execution::transaction`], which has an example.
 ///
-/// One that is dropped is rolled back. Where the handler drops one and then answers as if all were
-/// well, it forgot to commit: its answer is not sent, the caller gets a 500
-/// ([`Reason::NotCommitted`](crate::Reason::NotCommitted)), and the key counts as failed. So say
-/// [`rollback`](Self::rollback) where nothing is to be written on purpose. A handler that answers
-/// with an error may just drop it.
+/// One that is dropped is rolled back. Where the handler drops one, or leaves it to a task that has
+/// not ended it, and answers as if all were well, it forgot to commit: its answer is not sent, the
+/// caller gets a 500 ([`Reason::NotCommitted`](crate::Reason::NotCommitted)), and the key counts as
+/// failed. So say [`rollback`](Self::rollback) where nothing is to be written on purpose. A handler
+/// that answers with an error may just drop it. Once the handler has answered, nothing can be
+/// committed any more but what is being committed then.
 #[must_use = "a transaction that is dropped is rolled back"]
 pub struct Transaction<T> {
     inner: T,
     open: Open,
 }
 
-/// Notes a transaction that nobody ended.
+/// Counts a transaction while it is open, and notes one that nobody ended.
 struct Open {
     execution: Execution,
     ended: bool,
+}
+
+impl Open {
+    fn new(execution: Execution) -> Self {
+        execution.open().fetch_add(1, Ordering::AcqRel);
+        Self {
+            execution,
+            ended: false,
+        }
+    }
 }
 
 impl Drop for Open {
@@ -47,8 +59,15 @@ impl Drop for Open {
             let mut fate = self.execution.fate();
             fate.get_or_insert_with(|| Box::new(Fate::LeftOpen));
         }
+        // After the note, so that the handler's end sees one or the other.
+        self.execution.open().fetch_sub(1, Ordering::AcqRel);
     }
 }
+
+/// Beside the count of open transactions: the handler has ended. What is begun from then on is not
+/// committed: the store takes a second answer of one owner as a repetition, so that the caller could
+/// be told another one than was committed.
+const OVER: usize = 1 << (usize::BITS - 1);
 
 /// What became of an execution's transactions.
 pub(crate) enum Fate {
@@ -151,10 +170,7 @@ async fn transfer(
         store_of::<T>(self)?;
         Ok(Transaction {
             inner: transaction,
-            open: Open {
-                execution: self.clone(),
-                ended: false,
-            },
+            open: Open::new(self.clone()),
         })
     }
 }
@@ -172,6 +188,10 @@ impl<T: DatabaseTransaction> Transaction<T> {
     /// # Errors
     ///
     /// The database's. Nothing is written all the same.
+    ///
+    /// # Cancellation
+    ///
+    /// Nor is anything where this is dropped.
     pub async fn rollback(self) -> Result<(), Box<dyn Error + Send + Sync>> {
         let Self { inner, mut open } = self;
         open.ended = true;
@@ -203,6 +223,9 @@ async fn commit<T: DatabaseTransaction>(
     let (key, lease) = (execution.store_key(), execution.lease());
     if matches!(execution.fate().as_deref(), Some(Fate::Committed(_))) {
         return Err(CommitError::AlreadyCommitted);
+    }
+    if execution.open().load(Ordering::Acquire) & OVER != 0 {
+        return Err(CommitError::Gone);
     }
 
     let mut refused = None;
@@ -298,10 +321,12 @@ impl Running {
         }
     }
 
-    /// Whether the handler answers as if all were well, and has not committed its transaction. Its
-    /// answer is then not to be sent.
+    /// Whether the handler, which has ended, answers as if all were well, and has not committed its
+    /// transaction. Its answer is then not to be sent.
     pub(crate) fn forgot_to_commit(&self, ending: &Ending) -> bool {
-        let forgot = matches!(ending, Ending::Completed(_)) && self.execution().fate().is_some();
+        let open = self.execution().open().fetch_or(OVER, Ordering::AcqRel);
+        let forgot = matches!(ending, Ending::Completed(_))
+            && (open != 0 || self.execution().fate().is_some());
         if forgot {
             telemetry::not_committed(self.execution().store_key());
         }
@@ -372,8 +397,8 @@ pub enum CommitError {
     Answer(Box<dyn Error + Send + Sync>),
     /// Another execution has taken the key over: this one was silent beyond its lease (P6).
     Superseded,
-    /// The record is not there, or not in progress: it expired, an operator removed it, or it is in
-    /// another database.
+    /// The record is not there, or not in progress: it expired, an operator removed it, the handler
+    /// has answered before, or it is in another database.
     Gone,
     /// This execution has committed another transaction.
     AlreadyCommitted,

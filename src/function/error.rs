@@ -41,7 +41,9 @@ pub enum RunError<E> {
     Superseded,
     /// The work ran in this call and succeeded, but had not committed the
     /// [transaction](crate::Transaction) that it had begun: nothing of that was written, and its
-    /// value is not given. The key counts as failed.
+    /// value is not given. The key counts as failed. Where it passed over a commit whose
+    /// [outcome is unknown](crate::CommitError::Unknown), and the store could not be asked either,
+    /// it may have been written: the next call finds out.
     NotCommitted,
     /// The store could not be asked, cannot read its record, or is full. Nothing ran.
     Store(StoreError),

@@ -232,7 +232,7 @@ fn about(reason: Reason) -> About {
         Reason::NotCommitted => (
             StatusCode::INTERNAL_SERVER_ERROR,
             false,
-            "The request was not completed",
+            "The request was not seen through to its end",
         ),
     };
     About {
@@ -277,7 +277,9 @@ fn default_detail(reason: Reason, key: Option<&IdempotencyKey>) -> Cow<'static, 
                 .into();
         }
         Reason::NotCommitted => {
-            return "What was to be written was not committed. Retry with the same key.".into();
+            return "The service answered without knowing that its work was committed. Retry with the \
+                    same key to learn what became of it."
+                .into();
         }
         Reason::InProgress => {
             "belongs to a request that is being processed. Retry with the same key to get its answer."

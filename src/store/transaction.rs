@@ -22,6 +22,10 @@ type BoxError = Box<dyn Error + Send + Sync>;
 /// # Contract
 ///
 /// A transaction that is dropped is rolled back: at once, or before its connection is used again.
+/// [`complete`](Self::complete) and [`commit`](Self::commit) may be dropped before their end. What a
+/// dropped `complete` has changed goes with the transaction; a dropped `commit` has committed or
+/// rolled back, as a whole.
+///
 /// A savepoint is none, since its commit is not the last word: [`complete`](Self::complete) refuses it.
 pub trait DatabaseTransaction: Send + Sized {
     /// The store whose records this transaction can reach.

@@ -284,6 +284,62 @@ async fn p7_an_answer_without_its_commit_is_not_sent() {
     assert_eq!(bench.store.rows(), ["attempt 2"]);
 }
 
+/// P2, P7: nor does one that leaves its transaction to somebody else, who may commit another answer
+/// while this one is being recorded.
+#[tokio::test(start_paused = true)]
+async fn p2_p7_an_answer_beside_an_open_transaction_is_not_sent() {
+    let bench = Bench::new();
+    let late = Arc::new(Mutex::new(None));
+    let leaking = handler({
+        let late = Arc::clone(&late);
+        move |store, execution| {
+            let late = Arc::clone(&late);
+            async move {
+                let mut transaction = execution.transaction(store.begin()).unwrap();
+                transaction.push("late".to_owned());
+                *late.lock().unwrap() = Some(transaction);
+                answer(201, "paid")
+            }
+        }
+    });
+    let (outcome, given) = bench.send(&leaking).await;
+    assert_eq!(outcome, Outcome::Failed);
+    assert_eq!(given.problem(), "not-committed");
+    let transaction = late.lock().unwrap().take().unwrap();
+    let late = Response::new(Full::new(Bytes::from("late")));
+    let error = transaction.commit(late).await.unwrap_err();
+    assert!(matches!(error, CommitError::Gone), "{error:?}");
+    assert!(bench.store.rows().is_empty());
+    assert_eq!(bench.state().await, Some(State::Failed));
+}
+
+/// P2, P7: a transaction that is begun after the handler answered is not committed, whatever has
+/// become of the record by then.
+#[tokio::test(start_paused = true)]
+async fn p2_p7_after_the_answer_nothing_is_committed() {
+    let bench = Bench::new();
+    let kept = Arc::new(Mutex::new(None));
+    let leaking = handler({
+        let kept = Arc::clone(&kept);
+        move |_, execution| {
+            *kept.lock().unwrap() = Some(execution);
+            async { answer(201, "paid") }
+        }
+    });
+    bench.store.next(Op::Complete, Fault::Hangs);
+    let (send, late) = (bench.send(&leaking), async {
+        // The answer is on its way to the record.
+        sleep(Duration::from_millis(1)).await;
+        let execution = kept.lock().unwrap().take().unwrap();
+        pay(&bench.store, &execution).await.unwrap_err()
+    });
+    let ((outcome, given), error) = futures::join!(send, late);
+    assert!(matches!(error, CommitError::Gone), "{error:?}");
+    assert_eq!((outcome, given.text()), (Outcome::Completed, "paid"));
+    assert!(bench.store.rows().is_empty());
+    assert_eq!(bench.send(&good()).await.1.text(), "paid");
+}
+
 /// P7: nothing is written on purpose, where the handler says so.
 #[tokio::test(start_paused = true)]
 async fn p7_a_rollback_on_purpose_is_no_mistake() {

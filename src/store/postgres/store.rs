@@ -45,6 +45,8 @@ use crate::{
 /// For several servers that answer for one another, and for handlers that commit their own rows
 /// together with the record ([`Execution::transaction`](crate::Execution::transaction)).
 ///
+/// The pool is one of `sqlx` 0.9: depend on that release.
+///
 /// ```no_run
 /// use sqlx::postgres::PgPoolOptions;
 /// use tower_idempotency::{IdempotencyLayer, PostgresStore, Scope};
@@ -177,7 +179,12 @@ impl PostgresStore {
     /// # Errors
     ///
     /// [`StoreError::Corrupt`] where there is a table of that name with another layout: the default
-    /// of its column `version` says which. Otherwise as the other operations.
+    /// of its column `version` says which. Otherwise as the other operations; also where the user may
+    /// make no table in the schema, as in `public` since PostgreSQL 15, unless it owns the database.
+    ///
+    /// # Cancellation
+    ///
+    /// Dropped, it has made everything or nothing.
     pub async fn migrate(&self) -> Result<(), StoreError> {
         let Shared { pool, table, .. } = &*self.0;
         let mut connection = pool.acquire().await.map_err(refused)?;

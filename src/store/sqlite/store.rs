@@ -51,6 +51,10 @@ use crate::{
 /// What was answered is on the disk, survives the end of the process at any moment, and is read
 /// by any tool that reads SQLite.
 ///
+/// A handler can commit its own rows together with the record
+/// ([`Execution::transaction`](crate::Execution::transaction)), on the [`pool`](Self::pool) or on any
+/// other of this file. Pools are those of `sqlx` 0.9: depend on that release.
+///
 /// ```no_run
 /// use tower_idempotency::{IdempotencyLayer, Scope, SqliteStore};
 ///
