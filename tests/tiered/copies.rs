@@ -6,7 +6,8 @@ use futures::future::join_all;
 use tower_idempotency::{Claim, MemoryStore, Payload, State, Store, StoreError, Tiered};
 
 use crate::support::{
-    Mode, NEAR_FOR, Spied, TTL, answer, claim, complete, end, key, other_payload, replays, request,
+    Mode, NEAR_FOR, PATIENCE, Spied, TTL, answer, claim, complete, end, key, other_payload,
+    replays, request,
 };
 
 type Memory = Spied<MemoryStore>;
@@ -22,7 +23,7 @@ fn pair() -> (Memory, Memory, Tiered<Memory, Memory>, [MemoryStore; 2]) {
 /// S19: a replay that near has a copy for does not call far; for any two empty stores.
 pub(crate) async fn replays_are_near<N: Store, F: Store>(near: N, far: F) {
     let (near, far) = (Spied::new(near), Arc::new(Spied::new(far)));
-    let tiered = Tiered::new(near, far.clone());
+    let tiered = Tiered::new(near, far.clone()).near_timeout(PATIENCE);
     complete(&tiered, "k", "answer", TTL).await;
     assert_eq!(far.calls(), ["claim", "complete"]);
     for _ in 0..3 {
@@ -35,7 +36,7 @@ pub(crate) async fn replays_are_near<N: Store, F: Store>(near: N, far: F) {
     assert_eq!(far.calls(), ["claim"]);
 
     // Another server, whose near has no copy: one more call, and then none.
-    let other = Tiered::new(MemoryStore::new(), far.clone());
+    let other = Tiered::new(MemoryStore::new(), far.clone()).near_timeout(PATIENCE);
     replays(&other, "k", "answer").await;
     assert_eq!(far.calls(), ["claim", "get"]);
     replays(&other, "k", "answer").await;

@@ -3,6 +3,11 @@
 
 mod copies;
 mod faults;
+#[cfg(all(feature = "postgres", feature = "redis", feature = "sqlite"))]
+mod pairs;
+#[cfg(all(feature = "postgres", feature = "redis", feature = "sqlite"))]
+#[path = "../servers/mod.rs"]
+mod servers;
 mod support;
 
 use std::{future::ready, time::Duration};

@@ -189,6 +189,8 @@ impl<S: Store> Store for Spied<S> {
 }
 
 pub(crate) const TTL: Duration = Duration::from_secs(3600);
+/// How long near may take where it is not to fail, however busy the machine.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 /// How long near keeps a copy, by default.
 pub(crate) const NEAR_FOR: Duration = Duration::from_secs(300);
 
