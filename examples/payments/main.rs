@@ -72,7 +72,7 @@ struct Flags {
 
     /// Start on a free port, play requests and duplicates against itself, print the transcript, and
     /// end with 0 only if every answer was the right one.
-    #[arg(long, conflicts_with_all = ["addr", "delay_ms", "ttl_secs", "lease_secs", "on_conflict"])]
+    #[arg(long, conflicts_with_all = ["addr", "delay_ms", "ttl_secs", "lease_secs", "on_conflict", "takeover"])]
     demo: bool,
 }
 

@@ -189,7 +189,7 @@ fn launch(folder: &Path, address: SocketAddr, settings: &[String]) -> Process {
 }
 
 fn binary(name: &str) -> PathBuf {
-    program(name, "postgresql", &["/usr/lib/postgresql/*/bin"])
+    program(&[name], "postgresql", &["/usr/lib/postgresql/*/bin"])
 }
 
 /// The server refuses to run as root.

@@ -120,12 +120,13 @@ impl Drop for Process {
     }
 }
 
-/// Where a program is: on the path, or in one of these folders (`*` stands for one name).
+/// Where a program is, by any of its names: on the path, or in one of these folders (`*` stands for one
+/// name).
 ///
 /// # Panics
 ///
 /// If it is not installed: with the package to install.
-pub fn program(name: &str, package: &str, folders: &[&str]) -> PathBuf {
+pub fn program(names: &[&str], package: &str, folders: &[&str]) -> PathBuf {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let on_path = std::env::split_paths(&path).collect::<Vec<_>>();
     let elsewhere = folders
@@ -147,10 +148,11 @@ pub fn program(name: &str, package: &str, folders: &[&str]) -> PathBuf {
     on_path
         .into_iter()
         .chain(elsewhere)
-        .map(|folder| folder.join(name))
+        .flat_map(|folder| names.iter().map(move |name| folder.join(name)))
         .find(|file| file.is_file())
         .unwrap_or_else(|| {
-            panic!("{name} is not installed: `apt-get install {package}`, or run scripts/test")
+            let names = names.join(" or ");
+            panic!("{names} is not installed: `apt-get install {package}`, or run scripts/test")
         })
 }
 

@@ -155,7 +155,11 @@ fn spawn(address: SocketAddr, options: &[String], folder: &Path, forever: bool) 
         .append(true)
         .open(folder.join("log"));
     let log = log.expect("a log");
-    let mut command = Command::new(program("redis-server", "redis-server", &[]));
+    let mut command = Command::new(program(
+        &["redis-server", "valkey-server"],
+        "redis-server",
+        &[],
+    ));
     command
         .args(["--bind", "127.0.0.1", "--save", ""])
         .args(["--port", &address.port().to_string()])
@@ -314,7 +318,11 @@ impl RedisSentinel {
             patience.as_millis(),
         );
         std::fs::write(&settings, text).expect("settings");
-        let mut command = Command::new(program("redis-server", "redis-server", &[]));
+        let mut command = Command::new(program(
+            &["redis-server", "valkey-server"],
+            "redis-server",
+            &[],
+        ));
         command
             .arg(settings)
             .args(["--sentinel", "--port", &address.port().to_string()])

@@ -55,7 +55,7 @@ const SHORTLY: Duration = Duration::from_secs(120);
 /// If that test fails or does not exist.
 pub fn run(test: &str, offset: i64, variables: &[(&str, &str)]) {
     let library = program(
-        "libfaketimeMT.so.1",
+        &["libfaketimeMT.so.1"],
         "libfaketime",
         &["/usr/lib/*/faketime", "/usr/lib/faketime"],
     );

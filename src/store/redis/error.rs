@@ -85,7 +85,7 @@ fn answered(error: &RedisError) -> StoreError {
             NAME,
             said(
                 code,
-                "it does not run the store's scripts, which need Redis 6.2 or Valkey",
+                "nothing that the store knows; its scripts need Redis 6.2 or later, or Valkey",
             ),
         ),
     }
