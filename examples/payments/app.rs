@@ -402,7 +402,12 @@ fn no_database() -> Problem {
 /// Nothing was written, or nobody knows: the layer finds out which before it answers. Either way the
 /// client may try again.
 fn uncommitted(error: BoxError) -> Problem {
-    Problem(StatusCode::SERVICE_UNAVAILABLE, error.to_string())
+    // For the operator; what a database says of itself is not for clients.
+    eprintln!("a transfer was not committed: {error}");
+    Problem(
+        StatusCode::SERVICE_UNAVAILABLE,
+        "the transfer was not committed; try again".to_owned(),
+    )
 }
 
 fn random_id(kind: &str) -> String {

@@ -75,8 +75,9 @@ async fn p1_frozen_for_longer_than_the_lease<S: Server>() {
     work.entered().await;
     server.freeze();
     tokio::time::sleep(SHORT_LEASE).await;
+    let completing = instance.calls.more("complete", 1);
     work.let_go();
-    instance.calls.more("complete", 1).await;
+    completing.await;
     server.thaw();
     first.await.unwrap().is_run(Outcome::Completed, 1);
     instance.send("k").await.is_replay_of(1);
@@ -112,10 +113,12 @@ async fn p9_frozen_while_others_wait<S: Server>() {
     let hasty = patient.clone().waiting(2 * STORE_TIMEOUT);
     let first = instance.start("k");
     work.entered().await;
+    let waiting = patient.calls.more("wait", 1);
     let patient_one = patient.start("k");
-    patient.calls.more("wait", 1).await;
+    waiting.await;
+    let claiming = patient.calls.more("claim", 1);
     let hasty_one = hasty.start("k");
-    patient.calls.more("claim", 1).await;
+    claiming.await;
     server.freeze();
     let answer = hasty_one.await.unwrap();
     assert!(matches!(answer.status, 409 | 503), "{answer:?}");

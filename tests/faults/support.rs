@@ -537,10 +537,10 @@ impl Calls {
         calls.iter().filter(|&&call| call == operation).count()
     }
 
-    /// Waits until so many more calls were begun.
-    pub async fn more(&self, operation: &str, more: usize) {
-        let enough = self.count(operation) + more;
-        until(operation, || self.count(operation) >= enough).await;
+    /// Waits until so many more calls were begun: from now on, not from when this is awaited.
+    pub fn more(&self, operation: &'static str, more: usize) -> impl Future<Output = ()> {
+        let (calls, enough) = (self.clone(), self.count(operation) + more);
+        async move { until(operation, || calls.count(operation) >= enough).await }
     }
 
     fn note(&self, operation: &'static str) {

@@ -30,8 +30,9 @@ async fn s03_woken_by_another_instance<S: Server>() {
         let key = format!("woken {round}");
         let first = instance.start(&key);
         work.entered().await;
+        let begun = waiting.calls.more("wait", usize::from(round == 1));
         let second = waiting.start(&key);
-        waiting.calls.more("wait", usize::from(round == 1)).await;
+        begun.await;
         let mut seen = (proxy.round_trips(), Instant::now());
         until("they look only now and then", || {
             if proxy.round_trips() == seen.0 {
