@@ -60,6 +60,8 @@
 //! - `postgres`: [`PostgresStore`], on `sqlx`, without TLS unless you turn it on there.
 //! - `sqlite`: [`SqliteStore`], records in an SQLite file, which several processes of one machine may
 //!   share.
+//! - `grpc`: a service under the layer goes into a tonic server by itself.
+//! - `client`: [`Execution::current`], for clients that make keys out of the execution they work for.
 //! - `testing`: the conformance suite, and a test of random operations, for stores of your own.
 //!
 //! [draft]: https://datatracker.ietf.org/doc/html/draft-ietf-httpapi-idempotency-key-header-07
@@ -69,6 +71,8 @@
 #![cfg_attr(
     not(all(
         feature = "axum",
+        feature = "client",
+        feature = "grpc",
         feature = "json",
         feature = "postgres",
         feature = "redis",

@@ -67,6 +67,12 @@ struct Inner {
     front: OnceLock<Front>,
 }
 
+#[cfg(feature = "client")]
+tokio::task_local! {
+    /// Set while the work of an execution is polled.
+    static CURRENT: Execution;
+}
+
 /// Of the server layer or of an operation, which alone look into it.
 pub(crate) type Front = Arc<dyn Any + Send + Sync>;
 
@@ -84,6 +90,47 @@ impl Execution {
             open: AtomicUsize::new(0),
             front: OnceLock::new(),
         }))
+    }
+
+    /// The execution that this code is part of: inside a handler that runs under a key, inside the
+    /// work of an [`Operation`](crate::Operation), and in whatever they await.
+    ///
+    /// `None` elsewhere, also in a task that the handler spawned: give it a clone.
+    ///
+    /// ```
+    /// use std::convert::Infallible;
+    ///
+    /// use tower_idempotency::{Execution, MemoryStore, Operation};
+    ///
+    /// /// Knows nothing of executions, and is called deep inside of one.
+    /// async fn charge() -> Option<String> {
+    ///     Some(Execution::current()?.derive("charge"))
+    /// }
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// let payment = Operation::new("payment", MemoryStore::new());
+    /// let paid = payment.call("order-1").run(|execution| async move {
+    ///     assert_eq!(charge().await, Some(execution.derive("charge")));
+    ///     Ok::<_, Infallible>("paid".to_owned())
+    /// });
+    /// paid.await.unwrap();
+    /// assert!(charge().await.is_none());
+    /// # }
+    /// ```
+    #[cfg(feature = "client")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "client")))]
+    #[must_use]
+    pub fn current() -> Option<Self> {
+        CURRENT.try_with(Self::clone).ok()
+    }
+
+    /// Runs `poll` as a part of this execution.
+    pub(super) fn within<T>(&self, poll: impl FnOnce() -> T) -> T {
+        #[cfg(feature = "client")]
+        return CURRENT.sync_scope(self.clone(), poll);
+        #[cfg(not(feature = "client"))]
+        poll()
     }
 
     /// Says who knows how an answer is recorded. Once: the first one counts.

@@ -278,7 +278,7 @@ impl<F: Future> Future for Watch<'_, F> {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
-        let polled = this.work.poll(cx);
+        let polled = this.running.execution.within(|| this.work.poll(cx));
         if polled.is_pending() {
             this.running.keep_renewing(First::Regular);
         }

@@ -125,3 +125,10 @@ impl<Svc> Idempotency<Svc> {
         ResponseFuture::untouched(self.inner.call(request.map(RequestBody::streaming)))
     }
 }
+
+/// A gRPC service under the layer goes into a tonic server under its own name.
+#[cfg(feature = "grpc")]
+#[cfg_attr(docsrs, doc(cfg(feature = "grpc")))]
+impl<Svc: tonic::server::NamedService> tonic::server::NamedService for Idempotency<Svc> {
+    const NAME: &'static str = Svc::NAME;
+}
