@@ -42,6 +42,7 @@
 //! | Where are records kept? | [`Store`], [`MemoryStore`], [`RedisStore`], [`PostgresStore`], [`SqliteStore`], [`Tiered`] |
 //! | How may a record change? | [`machine`] |
 //! | How for a function, not HTTP? | [`function`] |
+//! | How for requests that go out? | [`client`] |
 //!
 //! # Runtime
 //!
@@ -61,7 +62,7 @@
 //! - `sqlite`: [`SqliteStore`], records in an SQLite file, which several processes of one machine may
 //!   share.
 //! - `grpc`: a service under the layer goes into a tonic server by itself.
-//! - `client`: [`Execution::current`], for clients that make keys out of the execution they work for.
+//! - `client`: the other end, requests that go out: [`client`], and [`Execution::current`].
 //! - `testing`: the conformance suite, and a test of random operations, for stores of your own.
 //!
 //! [draft]: https://datatracker.ietf.org/doc/html/draft-ietf-httpapi-idempotency-key-header-07
@@ -83,6 +84,9 @@
 )]
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "client")]
+#[cfg_attr(docsrs, doc(cfg(feature = "client")))]
+pub mod client;
 mod engine;
 mod fingerprint;
 pub mod function;

@@ -15,6 +15,8 @@ use bytes::Bytes;
 use sha2::{Digest, Sha256};
 use tokio::sync::Notify;
 
+#[cfg(feature = "client")]
+use crate::engine::purposes::Purposes;
 use crate::{
     engine::{core::Engine, transaction::Fate},
     key::{StoreKey, push_hex},
@@ -65,6 +67,9 @@ struct Inner {
     open: AtomicUsize,
     /// What knows how an answer of this execution is recorded.
     front: OnceLock<Front>,
+    /// What it calls other services for.
+    #[cfg(feature = "client")]
+    purposes: Purposes,
 }
 
 #[cfg(feature = "client")]
@@ -89,6 +94,8 @@ impl Execution {
             fate: Mutex::new(None),
             open: AtomicUsize::new(0),
             front: OnceLock::new(),
+            #[cfg(feature = "client")]
+            purposes: Purposes::default(),
         }))
     }
 
@@ -149,6 +156,11 @@ impl Execution {
 
     pub(super) fn open(&self) -> &AtomicUsize {
         &self.0.open
+    }
+
+    #[cfg(feature = "client")]
+    pub(super) fn purposes(&self) -> &Purposes {
+        &self.0.purposes
     }
 
     pub(super) fn engine(&self) -> &Engine {
@@ -245,15 +257,20 @@ impl Execution {
     /// a new operation that uses the client's key again after the record expired.
     #[must_use]
     pub fn derive(&self, purpose: &str) -> String {
+        let mut derived = String::with_capacity(32);
+        push_hex(&mut derived, &self.derived(purpose));
+        derived
+    }
+
+    /// The same, as bytes.
+    pub(super) fn derived(&self, purpose: &str) -> [u8; 16] {
         let key = self.0.key.as_str();
         let digest = Sha256::new()
             .chain_update((key.len() as u64).to_be_bytes())
             .chain_update(key)
             .chain_update(purpose)
             .finalize();
-        let mut derived = String::with_capacity(32);
-        push_hex(&mut derived, &digest[..16]);
-        derived
+        *digest.first_chunk().expect("a digest of 32 bytes")
     }
 
     /// Whether another execution is known to have taken the key over. This one can record nothing
