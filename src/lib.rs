@@ -42,6 +42,7 @@
 //! | Where are records kept? | [`Store`], [`MemoryStore`], [`RedisStore`], [`PostgresStore`], [`SqliteStore`], [`Tiered`] |
 //! | How may a record change? | [`machine`] |
 //! | How for a function, not HTTP? | [`function`] |
+//! | How do clients ask again? | [`client`] |
 //!
 //! # Runtime
 //!
@@ -83,6 +84,9 @@
 )]
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "client")]
+#[cfg_attr(docsrs, doc(cfg(feature = "client")))]
+pub mod client;
 mod engine;
 mod fingerprint;
 pub mod function;
