@@ -228,6 +228,7 @@ fn what_is_sound_is_not_reported() {
             "server/layer.rs",
             "use super::{service::{self, S}, extract}; use crate::{Store, engine};",
         ),
+        ("client/retry.rs", "use http::Request; use crate::engine;"),
         (
             "server/service.rs",
             "use super::extract::Key; use crate::{engine::Engine, key::Key};",

@@ -215,7 +215,7 @@ where
 {
     type Response = Response<ResBody>;
     type Error = BoxError;
-    type Future = ResponseFuture<S::Future>;
+    type Future = SetKeyFuture<S::Future>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
         self.inner.poll_ready(cx).map_err(Into::into)
@@ -224,7 +224,7 @@ where
     fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
         let usual = matches!(*request.method(), Method::POST | Method::PATCH);
         if !usual && self.options.covers.is_none() {
-            return ResponseFuture::called(self.inner.call(request), None);
+            return SetKeyFuture::called(self.inner.call(request), None);
         }
         let (mut parts, body) = request.into_parts();
         let covers = self.options.covers.as_ref();
@@ -235,9 +235,9 @@ where
         match purpose {
             Ok(purpose) => {
                 let request = Request::from_parts(parts, body);
-                ResponseFuture::called(self.inner.call(request), purpose)
+                SetKeyFuture::called(self.inner.call(request), purpose)
             }
-            Err(error) => ResponseFuture::refused(error),
+            Err(error) => SetKeyFuture::refused(error),
         }
     }
 }
@@ -305,7 +305,7 @@ impl Options {
 
 pin_project! {
     /// The answer to come, of [`SetIdempotencyKey`].
-    pub struct ResponseFuture<F> {
+    pub struct SetKeyFuture<F> {
         #[pin]
         state: State<F>,
     }
@@ -319,7 +319,7 @@ pin_project! {
     }
 }
 
-impl<F> ResponseFuture<F> {
+impl<F> SetKeyFuture<F> {
     fn called(call: F, purpose: Option<PurposeUse>) -> Self {
         Self {
             state: State::Called { call, purpose },
@@ -333,7 +333,7 @@ impl<F> ResponseFuture<F> {
     }
 }
 
-impl<F, B, E> Future for ResponseFuture<F>
+impl<F, B, E> Future for SetKeyFuture<F>
 where
     F: Future<Output = Result<Response<B>, E>>,
     E: Into<BoxError>,
@@ -370,8 +370,8 @@ fn is_done<B>(response: &Response<B>) -> bool {
     response.status().as_u16() < 400 && grpc.is_none_or(|code| code == "0")
 }
 
-impl<F> fmt::Debug for ResponseFuture<F> {
+impl<F> fmt::Debug for SetKeyFuture<F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ResponseFuture").finish_non_exhaustive()
+        f.debug_struct("SetKeyFuture").finish_non_exhaustive()
     }
 }

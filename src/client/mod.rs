@@ -1,45 +1,77 @@
-//! The other end: requests that go out, each operation under one key.
+//! The other end: requests that go out, each operation under one key, and tried again where that can
+//! help.
 //!
-//! [`SetIdempotencyKeyLayer`] wraps an HTTP client (hyper-util's, a tonic `Channel`, whatever is a
-//! [`tower::Service`] over HTTP) and gives each POST and PATCH an `Idempotency-Key`. It stands
-//! *outside* of a layer that retries, so that all tries of one operation have one key (S26):
+//! A client whose answer is lost asks again; that is what keys are for. [`SetIdempotencyKeyLayer`]
+//! gives each POST and PATCH the key of its operation. [`RetryLayer`] stands inside of it and sends the
+//! request again, as it was: after those failures where it can help, not too often, and never one that
+//! could take effect twice. So all tries of an operation have one key (S26):
 //!
 //! ```
-//! use tower::ServiceBuilder;
-//! use tower_idempotency::client::SetIdempotencyKeyLayer;
-//! # use std::{convert::Infallible, future};
-//! # use bytes::Bytes;
-//! # use http::{Request, Response};
-//! # use http_body_util::Full;
-//! # use tower::{Service, ServiceExt, retry::{Policy, RetryLayer}, service_fn};
-//! # #[derive(Clone)]
-//! # struct Twice(bool);
-//! # impl<R> Policy<Request<Full<Bytes>>, R, Infallible> for Twice {
-//! #     type Future = future::Ready<()>;
-//! #     fn retry(&mut self, _: &mut Request<Full<Bytes>>, _: &mut Result<R, Infallible>) -> Option<Self::Future> {
-//! #         (!std::mem::replace(&mut self.0, true)).then(|| future::ready(()))
-//! #     }
-//! #     fn clone_request(&mut self, request: &Request<Full<Bytes>>) -> Option<Request<Full<Bytes>>> {
-//! #         Some(request.clone())
-//! #     }
-//! # }
-//! # let seen = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
-//! # let sent = seen.clone();
-//! # let http_client = service_fn(move |request: Request<Full<Bytes>>| {
-//! #     sent.lock().unwrap().push(request.headers()["idempotency-key"].clone());
-//! #     future::ready(Ok::<_, Infallible>(Response::new(Full::<Bytes>::default())))
-//! # });
-//! # let retry = RetryLayer::new(Twice(false));
+//! use std::{
+//!     convert::Infallible,
+//!     sync::atomic::{AtomicU32, Ordering::Relaxed},
+//! };
 //!
+//! use bytes::Bytes;
+//! use http::{Request, Response};
+//! use http_body_util::{BodyExt, Full};
+//! use tower::{BoxError, Layer, ServiceBuilder, ServiceExt, service_fn};
+//! use tower_idempotency::{
+//!     IdempotencyLayer, MemoryStore, Scope,
+//!     client::{RetryLayer, SetIdempotencyKeyLayer},
+//! };
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), BoxError> {
+//! static PAYMENTS: AtomicU32 = AtomicU32::new(0);
+//! static ANSWERS: AtomicU32 = AtomicU32::new(0);
+//!
+//! let server = IdempotencyLayer::new(MemoryStore::new(), Scope::single_tenant()).layer(service_fn(
+//!     |_| async {
+//!         let number = PAYMENTS.fetch_add(1, Relaxed) + 1;
+//!         Ok::<_, Infallible>(Response::new(Full::<Bytes>::from(format!("payment {number}"))))
+//!     },
+//! ));
+//! // The first answer is lost on the way.
+//! let network = service_fn(move |request| {
+//!     let answer = server.clone().oneshot(request);
+//!     async move {
+//!         let answer = answer.await?;
+//!         match ANSWERS.fetch_add(1, Relaxed) {
+//!             0 => Err(BoxError::from("the connection was lost")),
+//!             _ => Ok(answer),
+//!         }
+//!     }
+//! });
 //! let client = ServiceBuilder::new()
 //!     .layer(SetIdempotencyKeyLayer::new())
-//!     .layer(retry)
-//!     .service(http_client);
-//! # let request = Request::post("http://bank.example/charges").body(Full::default()).unwrap();
-//! # tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(client.oneshot(request)).unwrap();
-//! # let seen = seen.lock().unwrap();
-//! # assert_eq!((seen.len(), &seen[0]), (2, &seen[1]));
+//!     .layer(RetryLayer::default())
+//!     .service(network);
+//!
+//! let request = Request::post("https://bank.example/payments")
+//!     .body(Full::<Bytes>::from("100 EUR"))?;
+//! let answer = client.oneshot(request).await?;
+//!
+//! assert_eq!(answer.headers()["idempotent-replayed"], "true");
+//! assert_eq!(answer.into_body().collect().await?.to_bytes(), "payment 1");
+//! assert_eq!((PAYMENTS.load(Relaxed), ANSWERS.load(Relaxed)), (1, 2));
+//! # Ok(())
+//! # }
 //! ```
+//!
+//! # Clients
+//!
+//! It stands around whatever sends a `http::Request`. The service inside gets its own body back in a
+//! [`RepeatBody`]:
+//!
+//! - hyper-util's client takes that as it is: `layer.layer(Client::builder(executor).build_http())`.
+//! - tonic's `Channel` wants a body of tonic's: `ServiceBuilder::new().layer(layer)
+//!   .map_request(|request: http::Request<_>| request.map(tonic::body::Body::new)).service(channel)`
+//!   goes into a generated client. Set the key as metadata of the call.
+//! - reqwest's client wants a request of its own: `request.map(reqwest::Body::wrap).try_into()` makes it,
+//!   and its answer goes `.into()` an `http::Response`.
+//!
+//! `examples/client.rs` has the three of them.
 //!
 //! # Forwarding
 //!
@@ -129,9 +161,16 @@
 //! the key itself, as a header or an [`IdempotencyKey`](crate::IdempotencyKey) among its extensions,
 //! with `execution.derive("deposit")`. Nothing is refused then.
 //!
-//! # Which layers stand where
+//! # Other layers
 //!
-//! Outermost is this layer, inside of it retries, then timeouts of one try, redirects and the client.
+//! | layer | outside of `RetryLayer` | inside |
+//! |---|---|---|
+//! | what sets the key | one operation, one key | a POST seems to have no key, and is sent once |
+//! | a time-out | the operation's, with all tries | a try's: an error, and tried again; [`try_timeout`](RetryLayer::try_timeout) covers the answer's body too |
+//! | credentials, signatures that expire, traces | the same for all tries | made anew for each try |
+//! | what makes errors of answers | they stand for the caller alone | all of them are tried again: keep it outside |
+//! | a concurrency limit | an operation holds its place while it waits | a try holds it |
+//!
 //! A layer further in finds the key as an [`IdempotencyKey`](crate::IdempotencyKey) among the
 //! request's extensions, whatever its header is called.
 //!
@@ -139,10 +178,19 @@
 //! [`Execution::derive`]: crate::Execution::derive
 //! [current]: crate::Execution::current
 
+mod collect;
 mod error;
+mod grpc;
 mod key;
+mod layer;
 mod purpose;
+mod repeat;
+mod retry;
 
+pub use collect::{CollectedBody, TryError};
 pub use error::SetKeyError;
-pub use key::{ResponseFuture, SetIdempotencyKey, SetIdempotencyKeyLayer};
+pub use key::{SetIdempotencyKey, SetIdempotencyKeyLayer, SetKeyFuture};
+pub use layer::{Retry, RetryFuture, RetryLayer};
 pub use purpose::Purpose;
+pub use repeat::RepeatBody;
+pub use retry::RetryPolicy;
