@@ -42,6 +42,8 @@ pub(crate) type Failure = Box<dyn Error + Send + Sync>;
 /// The stream of orders. A message is one order: `order`, which names it, `merchant`, `cents`.
 const STREAM: &str = "payments";
 
+const TEN_DAYS: u64 = 10 * 24 * 60 * 60 * 1000;
+
 #[derive(Parser)]
 struct Flags {
     /// The Redis or Valkey that everything is in. Without it: play the scene, on one of its own.
@@ -55,14 +57,14 @@ struct Flags {
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=1000))]
     batch: u16,
 
-    /// The time that the work takes before its effect, in milliseconds.
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    /// The time that the work takes before its effect, and again after it, in milliseconds.
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=TEN_DAYS))]
     delay_ms: u64,
 
     /// After what time without an acknowledgement a message is delivered again, in milliseconds.
-    /// More than the work takes, as a rule: a message that is worked on is not paid again, but it
-    /// takes a second worker's time.
-    #[arg(long, value_name = "N", default_value_t = 15_000)]
+    /// More than the lease, or who gets it only waits; and than the work takes, as a rule: it is not
+    /// paid again meanwhile, but takes a second worker's time.
+    #[arg(long, value_name = "N", default_value_t = 20_000, value_parser = clap::value_parser!(u64).range(..=TEN_DAYS))]
     idle_ms: u64,
 
     /// How long the key of a worker that died stays taken, in milliseconds.
@@ -74,7 +76,7 @@ struct Flags {
     deliveries: u64,
 
     /// Die at once when the work comes to this point.
-    #[arg(long, value_enum, requires = "redis")]
+    #[arg(long, value_enum, requires = "redis", conflicts_with_all = ["produce", "show"])]
     die: Option<Point>,
 }
 
@@ -101,11 +103,11 @@ struct Task {
 /// Where a crash hurts.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Point {
-    /// The message is taken, and nothing done.
+    /// The message or the job is taken, and nothing done.
     Taken,
     /// The bank has paid, and nothing is recorded: not the result, nor a checkpoint.
     Paid,
-    /// The result is recorded, and the message not acknowledged.
+    /// The result is recorded, and the message not acknowledged: nobody is told.
     Recorded,
 }
 
@@ -114,9 +116,9 @@ impl Point {
     fn dies(self, at: Option<Self>, who: &str) {
         if at == Some(self) {
             let point = match self {
-                Self::Taken => "with a message in hand",
+                Self::Taken => "before the effect",
                 Self::Paid => "between effect and record",
-                Self::Recorded => "between record and acknowledgement",
+                Self::Recorded => "after the record, before it says so",
             };
             println!("{who} dies {point}");
             std::process::abort();
@@ -145,6 +147,9 @@ async fn perform(url: &str, flags: &Flags) -> Result<(), Failure> {
     if let Some(orders) = task.produce {
         produce(connection, orders).await
     } else if let Some(name) = &task.consume {
+        if flags.idle_ms <= flags.lease_ms {
+            return Err("--idle-ms must be more than --lease-ms".into());
+        }
         // Reading waits, and whatever shared its connection would wait with it.
         let reader = connect(&client, consumer::BLOCK + PATIENCE).await?;
         let stop = Stop::on_signal()?;

@@ -110,48 +110,63 @@ impl Consumer {
         }
     }
 
-    /// Works until it is to stop. What Redis refuses, or a Redis that is away, ends nothing.
-    pub(crate) async fn run(self, mut stop: Stop) -> Result<(), Failure> {
+    /// Works until it is to stop, and ends then what it has in hand.
+    pub(crate) async fn run(self, stop: Stop) -> Result<(), Failure> {
         let this = Arc::new(self);
         this.create_group().await?;
         println!("{} works", this.name);
+        let patience = async {
+            stop.clone().asked().await;
+            tokio::time::sleep(STOP).await;
+        };
+        tokio::select! {
+            () = this.work(stop.clone()) => println!("{} has stopped", this.name),
+            () = patience => {
+                return Err("some work does not end; its messages are delivered again".into());
+            }
+        }
+        Ok(())
+    }
+
+    /// What Redis refuses, or a Redis that is away, ends nothing.
+    async fn work(self: &Arc<Self>, mut stop: Stop) {
         let mut in_hand = JoinSet::new();
         let mut cursor = "0-0".to_owned();
         while !stop.is_asked() {
-            while in_hand.len() >= this.batch {
-                tell(in_hand.join_next().await);
+            if in_hand.len() >= self.batch {
+                in_hand.join_next().await.into_iter().for_each(tell);
+                continue;
             }
-            match this.take(&mut cursor, this.batch - in_hand.len()).await {
+            match self.take(&mut cursor, self.batch - in_hand.len()).await {
                 Ok(deliveries) => {
                     for delivery in deliveries {
-                        let this = Arc::clone(&this);
+                        // A worker that dies takes down what else it has in hand. The last
+                        // delivery is alone, so that none is set aside for another's fault.
+                        let alone = delivery.count >= self.deliveries;
+                        if alone {
+                            all_end(&mut in_hand).await;
+                        }
+                        let this = Arc::clone(self);
                         in_hand.spawn(async move { this.work_on(delivery).await });
+                        if alone {
+                            all_end(&mut in_hand).await;
+                        }
                     }
                 }
                 Err(error) => {
-                    eprintln!("{}: nothing to read: {error}", this.name);
-                    // Dropping the wait loses nothing; dropping the reading would leave a message
-                    // that was on its way pending until it is delivered again.
+                    eprintln!("{}: nothing to read: {error}", self.name);
                     let _ = timeout(Duration::from_secs(1), stop.asked()).await;
                     // A Redis that lost its data has no group either.
-                    let _ = this.create_group().await;
+                    let _ = self.create_group().await;
                 }
             }
             while let Some(ended) = in_hand.try_join_next() {
-                tell(Some(ended));
+                tell(ended);
             }
         }
-        let finish = async {
-            while let Some(ended) = in_hand.join_next().await {
-                tell(Some(ended));
-            }
-            this.payments.drain().await;
-        };
-        if timeout(STOP, finish).await.is_err() {
-            return Err("some work does not end; its messages are delivered again".into());
-        }
-        println!("{} has stopped", this.name);
-        Ok(())
+        all_end(&mut in_hand).await;
+        // And records that the store has yet to take.
+        self.payments.drain().await;
     }
 
     /// From the first message on, so that what was sent before there was a worker is read.
@@ -164,11 +179,11 @@ impl Consumer {
         }
     }
 
-    /// Takes up to `count` messages: those that were left by others first, then new ones.
+    /// Takes one message that was left by another, or up to `count` new ones.
     async fn take(&self, cursor: &mut String, count: usize) -> Result<Vec<Delivery>, Failure> {
         let mut reader = self.reader.clone();
         let idle = self.idle.as_millis() as u64;
-        let options = StreamAutoClaimOptions::default().count(count);
+        let options = StreamAutoClaimOptions::default().count(1);
         let left: StreamAutoClaimReply = reader
             .xautoclaim_options(STREAM, GROUP, &self.name, idle, &*cursor, options)
             .await?;
@@ -197,7 +212,8 @@ impl Consumer {
             taken.extend(new.map(|message| Delivery { message, count: 1 }));
         }
         if !taken.is_empty() {
-            let _: () = reader.incr(DELIVERIES, taken.len()).await?;
+            // Whoever takes messages works on them, also where they cannot be counted.
+            let _: redis::RedisResult<()> = reader.incr(DELIVERIES, taken.len()).await;
             Point::Taken.dies(self.die, &self.name);
         }
         Ok(taken)
@@ -233,7 +249,9 @@ impl Consumer {
         let call = self
             .payments
             .call(&name)
-            .input(&(&order.merchant, order.cents));
+            // Merchants name their orders themselves, and two may choose the same name.
+            .scope(&order.merchant)
+            .input(&order.cents);
         let result = call.run_judged(
             move |execution| async move { this.pay(execution, order, count).await },
             |error| match error {
@@ -249,10 +267,10 @@ impl Consumer {
                 Fate::Again(format!("{name}: {}, to be recorded", done.value()))
             }
             Ok(done) if done.is_replayed() => {
-                Fate::Done(format!("{name}: before: {}", done.value()))
+                Fate::Done(format!("{name}: recorded before: {}", done.value()))
             }
             Ok(done) => Fate::Done(format!("{name}: {}", done.value())),
-            Err(RunError::NotReplayable) => Fate::Done(format!("{name}: before")),
+            Err(RunError::NotReplayable) => Fate::Done(format!("{name}: done before")),
             Err(RunError::Work(error @ PayError::TooOften)) => {
                 Fate::SetAside(format!("{name}: {error}"))
             }
@@ -296,6 +314,7 @@ impl Consumer {
         let key = execution.derive("payment");
         let repeated = self.bank.book(&key, &entry).await.map_err(PayError::Bank)?;
         Point::Paid.dies(self.die, &self.name);
+        tokio::time::sleep(self.delay).await;
         Ok(match repeated {
             false => format!("paid {} cents", entry.cents),
             true => format!("{} cents were paid by one that died", entry.cents),
@@ -323,9 +342,15 @@ impl Consumer {
     }
 }
 
+async fn all_end(in_hand: &mut JoinSet<()>) {
+    while let Some(ended) = in_hand.join_next().await {
+        tell(ended);
+    }
+}
+
 /// What a panic in the work leaves is delivered again.
-fn tell(ended: Option<Result<(), tokio::task::JoinError>>) {
-    if let Some(Err(error)) = ended {
+fn tell(ended: Result<(), tokio::task::JoinError>) {
+    if let Err(error) = ended {
         eprintln!("a message is delivered again: {error}");
     }
 }

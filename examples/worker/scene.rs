@@ -96,7 +96,7 @@ async fn send_orders(redis: &mut ConnectionManager) -> Result<u64, Failure> {
     let mut messages: Vec<_> = (1..=ORDERS).map(|n| order(n).to_vec()).collect();
     // The producer lost the answer, and sent again.
     messages.extend([3, 5, 7].map(|n| order(n).to_vec()));
-    let mut unpayable = [1, ORDERS + 1, ORDERS + 2, ORDERS + 3].map(|n| order(n).to_vec());
+    let mut unpayable = [4, ORDERS + 1, ORDERS + 2, ORDERS + 3].map(|n| order(n).to_vec());
     // The first one is another order under the name of a paid one.
     unpayable[0][2].1 = "1".to_owned();
     unpayable[1][2].1 = "a lot".to_owned();
@@ -129,7 +129,7 @@ impl Scene<'_> {
     fn process(&self, role: &[&str], flags: &[&str]) -> Result<Process, Failure> {
         let mut command = Command::new(std::env::current_exe()?);
         command.args(["--redis", self.url]).args(role).args(flags);
-        command.args(["--idle-ms", "500", "--lease-ms", "1000"]);
+        command.args(["--idle-ms", "1500", "--lease-ms", "500"]);
         Ok(Process::start(&mut command)?)
     }
 

@@ -64,6 +64,7 @@ impl Settlement {
             die: self.die,
             stop: stop.clone(),
         };
+        println!("{name} is asked for");
         let call = self.jobs.call(&name).run(|execution| pays.run(execution));
         let settled = tokio::select! {
             settled = call => Some(settled),
@@ -82,6 +83,7 @@ impl Settlement {
             RunError::Work(error) => format!("{name}: {error}"),
             error => format!("{name}: {error}"),
         })?;
+        Point::Recorded.dies(self.die, &name);
         let how = if done.is_replayed() { "before" } else { "now" };
         let Settled { payouts, cents } = done.value();
         println!("{name}: settled {how}: {payouts} payouts, {cents} cents");
@@ -137,6 +139,7 @@ impl Payer {
             if plan.done == 1 {
                 Point::Paid.dies(self.die, name);
             }
+            tokio::time::sleep(self.delay).await;
             plan.done += 1;
             execution
                 .save_checkpoint(serde_json::to_vec(&plan)?)
