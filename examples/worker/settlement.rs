@@ -67,6 +67,7 @@ impl Settlement {
         println!("{name} is asked for");
         let call = self.jobs.call(&name).run(|execution| pays.run(execution));
         let settled = tokio::select! {
+            biased;
             settled = call => Some(settled),
             () = stop.asked() => None,
         };
@@ -76,7 +77,7 @@ impl Settlement {
                 // One that only waited has nothing to end; one that runs goes on without its
                 // caller, and ends after the payout in hand.
                 self.jobs.drain().await;
-                return Err(format!("{name}: stopped; the next one goes on from here").into());
+                return Err(format!("{name}: stopped before it was settled").into());
             }
         };
         let done = settled.map_err(|error| match error {
@@ -181,7 +182,7 @@ enum SettleError {
 impl fmt::Display for SettleError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Stopped => f.write_str("stopped; the next one goes on from here"),
+            Self::Stopped => f.write_str("stopped before it was settled"),
             Self::Bank(error) => write!(f, "the bank does not answer: {error}"),
             Self::Plan(error) => write!(f, "the checkpoint is no plan: {error}"),
             // Superseded: another one has taken over, and goes on.
