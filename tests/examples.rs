@@ -68,6 +68,29 @@ const EXAMPLES: &[(&str, Kind)] = &[
     ("hyper", Kind::Server),
     ("payments", Kind::Server),
     ("transfer", Kind::Server),
+    (
+        "worker",
+        Kind::Program(&[
+            "19 messages: 12 orders",
+            "ann dies before the effect",
+            "bob dies between effect and record",
+            "cid: ",
+            "order-3: paid 300 cents",
+            "cid dies after the record, before it says so",
+            "Two others work",
+            "settlement:2026-11-20: attempt 1 (First), 0 of 3 payouts on record",
+            "settlement:2026-11-20 dies between effect and record",
+            "settlement:2026-11-20: attempt 2 (Takeover), 1 of 3 payouts on record",
+            "shop-1 was paid",
+            "shop-2 is paid",
+            "19 messages, ",
+            " deliveries, 4 set aside",
+            "payments: the bank was asked ",
+            ", and paid 12",
+            "payouts: the bank was asked 4 times, and paid 3",
+            "12 orders, 12 payments: each was paid once.",
+        ]),
+    ),
 ];
 
 fn of_kind(server: bool) -> impl Iterator<Item = (&'static str, Kind)> {
