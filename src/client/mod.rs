@@ -101,11 +101,17 @@
 //! # }
 //! ```
 //!
-//! The execution is the one in the outgoing request's extensions, or else the
-//! [current] one. A task that the handler spawned has no current one, and neither
-//! has a call that passes through a `tower::buffer` outside of this layer: give the request a clone
-//! of the execution, and have the layer [require](SetIdempotencyKeyLayer::require_execution) one, so
-//! that a call which was forgotten is refused rather than made under a random key.
+//! The execution is the one in the outgoing request's extensions, or else the [current] one. A task
+//! that the handler spawned has no current one, and neither has a call that passes through a
+//! `tower::buffer` outside of this layer: give the request a clone of the execution, and have the
+//! layer [require](SetIdempotencyKeyLayer::require_execution) one, so that a call which was forgotten
+//! is refused rather than made under a new key in each attempt.
+//!
+//! The key is half of it. The other service must know keys, and remember them for as long as the
+//! operation may be tried again; and the call must say the same in each attempt, or the service takes
+//! it for a misuse of the key (422): a time or a random number in its body belongs into a
+//! [checkpoint]. A handler that has made such a call should fail with a 5xx, not with a 4xx, which
+//! says that nothing was done.
 //!
 //! # Purposes
 //!
@@ -131,10 +137,11 @@
 //!
 //! # Which layers stand where
 //!
-//! Outermost is this layer, inside of it retries, then timeouts of one try, redirects and the client.
+//! Outermost is this layer, inside of it retries and hedges, then timeouts of one try, and the client.
 //! A layer further in finds the key as an [`IdempotencyKey`](crate::IdempotencyKey) among the
 //! request's extensions, whatever its header is called.
 //!
+//! [checkpoint]: crate::Execution::save_checkpoint
 //! [`Execution`]: crate::Execution
 //! [`Execution::derive`]: crate::Execution::derive
 //! [current]: crate::Execution::current
@@ -144,5 +151,5 @@ mod key;
 mod purpose;
 
 pub use error::SetKeyError;
-pub use key::{ResponseFuture, SetIdempotencyKey, SetIdempotencyKeyLayer};
+pub use key::{SetIdempotencyKey, SetIdempotencyKeyFuture, SetIdempotencyKeyLayer};
 pub use purpose::Purpose;

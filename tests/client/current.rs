@@ -2,6 +2,7 @@
 
 use std::{
     convert::Infallible,
+    future::ready,
     panic::AssertUnwindSafe,
     pin::Pin,
     sync::{Arc, Mutex},
@@ -18,7 +19,7 @@ use tower_idempotency::{Execution, MemoryStore, Operation, Probed, Takeover};
 
 use crate::{
     base::{Handled, Scripted, answer, layer, post, yield_once},
-    support::operation,
+    calls::operation,
 };
 
 /// The key of the current execution.
@@ -89,6 +90,20 @@ impl Body for Watched {
         self.1 -= 1;
         Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(b"x")))))
     }
+}
+
+/// Not in a stream that the layer sends on as it comes: nobody waits for its record.
+#[tokio::test]
+async fn u06_s25_a_stream_that_is_sent_on_has_none() {
+    let frames = Arc::new(Mutex::new(Vec::new()));
+    let log = frames.clone();
+    let service = layer(MemoryStore::new()).layer(service_fn(move |_: Handled| {
+        let response = Response::builder().header("content-type", "text/event-stream");
+        ready(response.body(Watched(log.clone(), 3)))
+    }));
+    let answer = service.oneshot(post("k", "b")).await.unwrap();
+    answer.into_body().collect().await.unwrap();
+    assert_eq!(*frames.lock().unwrap(), vec![None; 4]);
 }
 
 /// P4: after the caller left, too, when the runtime polls the work.

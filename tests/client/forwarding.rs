@@ -13,8 +13,8 @@ use tower_idempotency::{
 };
 
 use crate::{
-    base::{Effects, Given, Handled, Scripted, answer, layer, post, read, yield_once},
-    support::{CHARGE, Network, Reply, charge, charge_for, operation, refused, send, to},
+    base::{Effects, Fault, Given, Handled, Op, Scripted, answer, layer, post, read, yield_once},
+    calls::{CHARGE, Network, Reply, charge, charge_for, operation, refused, send, to},
 };
 
 /// S25, P2: a second server of ours does each call once, however often the first one's handler runs.
@@ -263,6 +263,32 @@ async fn s25_interleaved_executions_have_their_own_keys() {
     // They did run side by side, or this proves nothing.
     let order = network.purposes();
     assert_eq!(order[..4], ["a 0", "b 0", "a 1", "b 1"]);
+}
+
+/// P8, S25: a handler that its layer lets run without protection has no execution, and a client that
+/// requires one does not call.
+#[tokio::test]
+async fn p8_s25_without_protection_nothing_is_forwarded() {
+    let network = Network::default();
+    let store = Scripted::new();
+    store.always(Op::Claim, Fault::Lost);
+    let client = network.client();
+    let shop = layer(store).fail_open(true);
+    let shop = shop.layer(service_fn(move |_: Handled| {
+        let client = client.clone();
+        async move {
+            let error = refused(send(&client, charge()).await);
+            assert_eq!(error, SetKeyError::NoExecution);
+            answer(503, "later")
+        }
+    }));
+    let answer = shop.oneshot(post("k", "b")).await.unwrap();
+    let outcome = answer.extensions().get::<Outcome>();
+    assert_eq!(
+        (answer.status().as_u16(), outcome),
+        (503, Some(&Outcome::Unprotected))
+    );
+    assert_eq!(network.count(), 0);
 }
 
 /// A proxy: what it passes on has the key that it came with, and no other.

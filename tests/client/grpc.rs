@@ -24,7 +24,7 @@ use tower_idempotency::{
     client::{Purpose, SetIdempotencyKeyLayer, SetKeyError},
 };
 
-use crate::{base::layer, support::operation};
+use crate::{base::layer, calls::operation};
 
 #[derive(Clone, PartialEq, prost::Message)]
 struct Charge {

@@ -26,7 +26,7 @@ use tower_idempotency::{
 
 use crate::{
     base::{Handled, answer, layer},
-    support::{Lost, Network, Reply, charge, charge_for, refused, send, to},
+    calls::{Lost, Network, Reply, charge, charge_for, refused, send, to},
 };
 
 /// Tries until something comes back that is no 503.

@@ -9,9 +9,10 @@
 #[path = "../http/support.rs"]
 mod base;
 
+mod calls;
+
 mod current;
 mod forwarding;
 mod grpc;
 mod key;
 mod purposes;
-mod support;

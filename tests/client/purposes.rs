@@ -13,7 +13,7 @@ use tower_idempotency::{
 
 use crate::{
     base::layer,
-    support::{CHARGE, Lost, Network, Reply, charge, charge_for, operation, refused, send, to},
+    calls::{CHARGE, Lost, Network, Reply, charge, charge_for, operation, refused, send, to},
 };
 
 fn taken(purpose: &str) -> SetKeyError {
