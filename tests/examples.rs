@@ -54,6 +54,22 @@ const EXAMPLES: &[(&str, Kind)] = &[
         ]),
     ),
     (
+        "forwarding",
+        Kind::Program(&[
+            "confirmed: attempt 1 (First), charge 1 and charge 2",
+            "answered: 500",
+            "confirmed: attempt 2 (Retry), charge 3 and charge 4",
+            "the connection breaks",
+            "confirmed: attempt 2 (Retry), charge 5 and charge 6",
+            "the connection breaks",
+            "the process dies",
+            "confirmed: attempt 2 (Takeover), charge 7 and charge 8",
+            "replayed: attempt 2 (Retry), charge 3 and charge 4",
+            "4 orders, 7 attempts, 1 death.",
+            "16 requests, 8 charges, 4 receipts.",
+        ]),
+    ),
+    (
         "function",
         Kind::Program(&[
             "paid: payment 1 over 500 cents",

@@ -93,8 +93,9 @@ impl SetIdempotencyKeyLayer {
     /// Which requests get a key: POST and PATCH by default, the methods that are not idempotent by
     /// themselves. All others pass untouched, also with what they have in the header.
     ///
-    /// Narrow it to leave out what changes nothing, a query over POST say; widen it for a service
-    /// that takes keys for PUT or DELETE. It may be called for every request, so it should be cheap.
+    /// Narrow it to leave out what changes nothing, a query over POST say, or calls of gRPC that
+    /// stream; widen it for a service that takes keys for PUT or DELETE. It may be called for every
+    /// request, so it should be cheap.
     pub fn covers(self, covers: impl Fn(&Parts) -> bool + Send + Sync + 'static) -> Self {
         self.set(|options| options.covers = Some(Arc::new(covers)))
     }
@@ -146,7 +147,8 @@ impl SetIdempotencyKeyLayer {
     /// [`SetKeyError::NoExecution`]. The default is `false`.
     ///
     /// Set it on a client that only handlers use: a new key in each attempt protects nothing. A
-    /// request that has its key passes.
+    /// request that has its key passes. Refused are also the calls of a handler that runs without a
+    /// key, or without protection because its layer fails open.
     pub fn require_execution(self, required: bool) -> Self {
         self.set(|options| options.execution_required = required)
     }
@@ -215,7 +217,7 @@ where
 {
     type Response = Response<ResBody>;
     type Error = BoxError;
-    type Future = SetKeyFuture<S::Future>;
+    type Future = SetIdempotencyKeyFuture<S::Future>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
         self.inner.poll_ready(cx).map_err(Into::into)
@@ -224,7 +226,7 @@ where
     fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
         let usual = matches!(*request.method(), Method::POST | Method::PATCH);
         if !usual && self.options.covers.is_none() {
-            return SetKeyFuture::called(self.inner.call(request), None);
+            return SetIdempotencyKeyFuture::called(self.inner.call(request), None);
         }
         let (mut parts, body) = request.into_parts();
         let covers = self.options.covers.as_ref();
@@ -235,9 +237,9 @@ where
         match purpose {
             Ok(purpose) => {
                 let request = Request::from_parts(parts, body);
-                SetKeyFuture::called(self.inner.call(request), purpose)
+                SetIdempotencyKeyFuture::called(self.inner.call(request), purpose)
             }
-            Err(error) => SetKeyFuture::refused(error),
+            Err(error) => SetIdempotencyKeyFuture::refused(error),
         }
     }
 }
@@ -305,7 +307,7 @@ impl Options {
 
 pin_project! {
     /// The answer to come, of [`SetIdempotencyKey`].
-    pub struct SetKeyFuture<F> {
+    pub struct SetIdempotencyKeyFuture<F> {
         #[pin]
         state: State<F>,
     }
@@ -319,7 +321,7 @@ pin_project! {
     }
 }
 
-impl<F> SetKeyFuture<F> {
+impl<F> SetIdempotencyKeyFuture<F> {
     fn called(call: F, purpose: Option<PurposeUse>) -> Self {
         Self {
             state: State::Called { call, purpose },
@@ -333,7 +335,7 @@ impl<F> SetKeyFuture<F> {
     }
 }
 
-impl<F, B, E> Future for SetKeyFuture<F>
+impl<F, B, E> Future for SetIdempotencyKeyFuture<F>
 where
     F: Future<Output = Result<Response<B>, E>>,
     E: Into<BoxError>,
@@ -370,8 +372,9 @@ fn is_done<B>(response: &Response<B>) -> bool {
     response.status().as_u16() < 400 && grpc.is_none_or(|code| code == "0")
 }
 
-impl<F> fmt::Debug for SetKeyFuture<F> {
+impl<F> fmt::Debug for SetIdempotencyKeyFuture<F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SetKeyFuture").finish_non_exhaustive()
+        f.debug_struct("SetIdempotencyKeyFuture")
+            .finish_non_exhaustive()
     }
 }

@@ -133,11 +133,17 @@
 //! # }
 //! ```
 //!
-//! The execution is the one in the outgoing request's extensions, or else the
-//! [current] one. A task that the handler spawned has no current one, and neither
-//! has a call that passes through a `tower::buffer` outside of this layer: give the request a clone
-//! of the execution, and have the layer [require](SetIdempotencyKeyLayer::require_execution) one, so
-//! that a call which was forgotten is refused rather than made under a random key.
+//! The execution is the one in the outgoing request's extensions, or else the [current] one. A task
+//! that the handler spawned has no current one, and neither has a call that passes through a
+//! `tower::buffer` outside of this layer: give the request a clone of the execution, and have the
+//! layer [require](SetIdempotencyKeyLayer::require_execution) one, so that a call which was forgotten
+//! is refused rather than made under a new key in each attempt.
+//!
+//! The key is half of it. The other service must know keys, and remember them for as long as the
+//! operation may be tried again; and the call must say the same in each attempt, or the service takes
+//! it for a misuse of the key (422): a time or a random number in its body belongs into a
+//! [checkpoint]. A handler that has made such a call should fail with a 5xx, not with a 4xx, which
+//! says that nothing was done.
 //!
 //! # Purposes
 //!
@@ -174,6 +180,7 @@
 //! A layer further in finds the key as an [`IdempotencyKey`](crate::IdempotencyKey) among the
 //! request's extensions, whatever its header is called.
 //!
+//! [checkpoint]: crate::Execution::save_checkpoint
 //! [`Execution`]: crate::Execution
 //! [`Execution::derive`]: crate::Execution::derive
 //! [current]: crate::Execution::current
@@ -189,7 +196,7 @@ mod retry;
 
 pub use collect::{CollectedBody, TryError};
 pub use error::SetKeyError;
-pub use key::{SetIdempotencyKey, SetIdempotencyKeyLayer, SetKeyFuture};
+pub use key::{SetIdempotencyKey, SetIdempotencyKeyFuture, SetIdempotencyKeyLayer};
 pub use layer::{Retry, RetryFuture, RetryLayer};
 pub use purpose::Purpose;
 pub use repeat::RepeatBody;

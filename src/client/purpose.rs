@@ -7,8 +7,9 @@ use http::request::Parts;
 /// What a call to another service is made for, within the operation that makes it: `"deposit"`,
 /// `"label 3"`. An extension of the outgoing request; see the [module's docs](super#purposes).
 ///
-/// It must be the same in each attempt of the operation, and different for each of its calls: an item's
-/// number does, a time or a random number does not. Outside of an execution it has no effect.
+/// It must be the same in each attempt of the operation, also in one by the next release of the
+/// program, and different for each of its calls: an item's number will do, a time or a random number
+/// will not. Outside of an execution it has no effect.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Purpose(Arc<str>);
 

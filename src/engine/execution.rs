@@ -102,7 +102,8 @@ impl Execution {
     /// The execution that this code is part of: inside a handler that runs under a key, inside the
     /// work of an [`Operation`](crate::Operation), and in whatever they await.
     ///
-    /// `None` elsewhere, also in a task that the handler spawned: give it a clone.
+    /// `None` elsewhere, also in a task that the handler spawned: give it a clone. An answer's body
+    /// that is sent on as it comes, since it is a stream or too large, has it only until then.
     ///
     /// ```
     /// use std::convert::Infallible;
@@ -255,6 +256,9 @@ impl Execution {
     /// 32 lower-case hex digits. It does not depend on the record, so it is the same also where
     /// the store lost the record and the operation runs again; it is therefore the same, too, for
     /// a new operation that uses the client's key again after the record expired.
+    ///
+    /// Feature `client`: a [`SetIdempotencyKeyLayer`](crate::client::SetIdempotencyKeyLayer) sends
+    /// such keys by itself.
     #[must_use]
     pub fn derive(&self, purpose: &str) -> String {
         let mut derived = String::with_capacity(32);
