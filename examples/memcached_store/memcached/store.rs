@@ -113,6 +113,12 @@ impl MemcachedStore {
         self.evictions.load(Relaxed)
     }
 
+    /// The key of a record's item, for a person who looks at it: `mg KEY t v` tells how long it has
+    /// to live, and what it holds.
+    pub(crate) fn item_key(key: &StoreKey) -> String {
+        layout::item_key(key)
+    }
+
     /// Moves the store's clock forward, for tests of what happens later. The server knows nothing of
     /// it, so it drops no record earlier.
     pub(crate) fn advance_clock(&self, by: Duration) {
