@@ -97,6 +97,8 @@ async fn play_on(address: &str) -> Result<(), BoxError> {
     // A server of yours may remember the last run.
     bank.pay = bank.pay.prefix(format!("run-{}", OwnerId::random()));
 
+    // Tells at once that nobody is there.
+    bank.store.get(&bank.pay.call(key(1)).store_key()?).await?;
     println!("The first call for order 1 pays:");
     tell(&bank.pay(1).await);
     println!("A duplicate gets the same receipt:");
@@ -128,7 +130,7 @@ async fn play_evictions() -> Result<(), BoxError> {
     println!("Meanwhile other orders come in, until memory is full and old records are dropped:");
     let mut orders = 2;
     while bank.store.evictions() < 300 {
-        let next = pay_next(&bank, orders).await?;
+        let next = pay_next(&bank, orders, 20).await?;
         orders += next.paid;
         expect("an end of memory", orders < MOST, true)?;
     }
@@ -156,33 +158,40 @@ async fn play_refusals() -> Result<(), BoxError> {
     let bank = Bank::new(server.address().to_string());
     println!("Order 1 is paid, and then other orders, until memory is full:");
     tell(&bank.pay(1).await);
-    let (mut orders, mut waiting, mut refused) = (1, 0, 0);
-    while refused == 0 {
-        let next = pay_next(&bank, orders).await?;
-        orders += next.paid;
-        waiting += next.unrecorded;
-        refused += next.refused;
-        expect("an end of memory", orders < MOST, true)?;
+    let mut all = Tally {
+        paid: 1,
+        ..Tally::default()
+    };
+    // Many at once, and the last of the room one by one.
+    while all.without_record == 0 && all.refused == 0 {
+        all.add(pay_next(&bank, all.paid, 20).await?);
+        expect("an end of memory", all.paid < MOST, true)?;
+    }
+    while all.refused == 0 {
+        all.add(pay_next(&bank, all.paid, 1).await?);
+        expect("an end of memory", all.paid < MOST, true)?;
     }
     println!(
-        "  {} more paid, {refused} refused before anything ran",
-        orders - 1
+        "  {} more paid, and the next refused before anything ran",
+        all.paid - 1
     );
     tell(&bank.pay(MOST).await);
     println!("Nothing is dropped: a duplicate of order 1 gets its receipt:");
     tell(&bank.pay(1).await);
-    expect("payments", bank.payments(), orders)?;
+    expect("payments", bank.payments(), all.paid)?;
     expect("records dropped", bank.store.evictions(), 0)?;
 
-    println!("{waiting} began before, and wait for room for their records. Somebody makes some:");
+    println!("Who began before waits for room for its record, until somebody makes some:");
     for order in 2..100 {
         let old = bank.pay.call(key(order)).store_key()?;
         bank.store.forget(&old).await?;
     }
     timeout(Duration::from_secs(30), bank.pay.drain()).await?;
-    println!("  none waits any more");
-    tell(&bank.pay(MOST).await);
-    Ok(())
+    println!(
+        "  {} were left without their receipt in it; none waits any more",
+        all.without_record
+    );
+    expect("payments", bank.payments(), all.paid)
 }
 
 /// 1 MB, of which each item takes 2 KB, however small it is: so there is room for a few hundred.
@@ -194,20 +203,28 @@ const MOST: u32 = 5_000;
 #[derive(Default)]
 struct Tally {
     paid: u32,
-    /// Of these: the ones whose record waits.
-    unrecorded: u32,
+    /// Of these: where there was no room for the record, or for the receipt in it.
+    without_record: u32,
     refused: u32,
 }
 
-/// Pays the next few orders after so many, all at once.
-async fn pay_next(bank: &Bank, orders: u32) -> Result<Tally, BoxError> {
-    let next = (1..=20).map(|n| bank.pay(orders + n));
+impl Tally {
+    fn add(&mut self, other: Self) {
+        self.paid += other.paid;
+        self.without_record += other.without_record;
+        self.refused += other.refused;
+    }
+}
+
+/// Pays some orders more after so many, all at once.
+async fn pay_next(bank: &Bank, orders: u32, more: u32) -> Result<Tally, BoxError> {
+    let next = (1..=more).map(|n| bank.pay(orders + n));
     let mut tally = Tally::default();
     for paid in join_all(next).await {
         match paid {
             Ok(done) => {
                 tally.paid += 1;
-                tally.unrecorded += u32::from(done.outcome() == Outcome::Unrecorded);
+                tally.without_record += u32::from(done.outcome() != Outcome::Completed);
             }
             Err(RunError::Store(StoreError::Full { .. })) => tally.refused += 1,
             Err(error) => return Err(error.into()),
@@ -232,10 +249,13 @@ fn tell(paid: &Paid) {
 
 /// An error with what caused it.
 fn whole(error: &dyn Error) -> String {
-    match error.source() {
-        Some(cause) => format!("{error}: {cause}"),
-        None => error.to_string(),
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
     }
+    text
 }
 
 fn expect<T: PartialEq + std::fmt::Display>(what: &str, is: T, should: T) -> Result<(), BoxError> {

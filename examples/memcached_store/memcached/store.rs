@@ -10,7 +10,9 @@
 //! what happens, there is no rule here to get wrong.
 //!
 //! - **Time** is memcached's, as its `stats` give it, read together with the record. It has whole
-//!   seconds: a lease can end up to one second early, so make none shorter than ten.
+//!   seconds: a lease can end up to one second early, so make none shorter than ten. A server that
+//!   stood still itself gives the time at which it stopped until its next second; a lease that it
+//!   grants meanwhile is as much shorter.
 //! - **Tokens** grow although that clock stands still for a second: a record that is removed leaves
 //!   its token behind, in a small record that has expired, until the clock has passed it.
 //! - **Expired records** go by themselves, by the item's expiry. That is an upper bound, rounded up:
@@ -38,8 +40,11 @@
 //! - when its memory (`-m`, 64 MB by default) is full, those first that nobody asked for lately, of
 //!   whatever state. **Start it with `-M`**: it then refuses to store more, and that is
 //!   [`Full`](StoreError::Full): a claim is refused and nothing runs, an answer is retried without
-//!   its bytes, a release still frees its key. [`MemcachedStore::evictions`] counts what was dropped:
-//!   anything but zero is a reason to raise an alarm. Share the server with no cache;
+//!   its bytes, a release still frees its key. Who had claimed the last of the room goes on trying to
+//!   record its answer, and meanwhile nobody else can claim its key either. Room comes back about once
+//!   a minute, when memcached looks for what has expired, and is divided by the size of items: it can
+//!   be full for small ones alone. [`MemcachedStore::evictions`] counts what was dropped: anything but
+//!   zero is a reason to raise an alarm. Share the server with no cache;
 //! - when it starts anew, all of them. So does `flush_all`, which any client can send;
 //! - when one of several servers, among which clients choose by a hash of the key, comes or goes: a
 //!   part of the keys is then looked for where they are not. This store has one server; it does not
