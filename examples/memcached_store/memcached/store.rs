@@ -51,8 +51,9 @@
 //!   do that.
 //!
 //! An item is limited to 1 MiB, unless `-I` says otherwise. A larger answer is `Full` too, and its
-//! key then counts as completed without an answer to replay. memcached has no replicas, and no
-//! passwords or TLS unless it was built with them.
+//! key then counts as completed without an answer to replay. memcached has no replicas. This
+//! client speaks neither TLS nor passwords: keep the server where nobody else reaches it, since whoever
+//! does can write records.
 //!
 //! Take it where a second execution is a nuisance and not a loss. Redis, PostgreSQL and SQLite cost
 //! one round trip for a change, and keep what they were given.
