@@ -42,11 +42,10 @@
 //!   [`Full`](StoreError::Full): a claim is refused and nothing runs, an answer is retried without
 //!   its bytes, a release still frees its key. Who had claimed the last of the room goes on trying to
 //!   renew its lease and to record its answer; where the lease ends before there is room, a takeover
-//!   may find it first, beside an execution that still
-//!   runs. Room comes back about
-//!   once a minute, when memcached looks for what has expired, and is divided by the size of items:
-//!   it can be full for small ones alone. [`MemcachedStore::evictions`] counts what was dropped:
-//!   anything but zero is a reason to raise an alarm. Share the server with no cache;
+//!   may find it first, beside an execution that still runs. Room comes back about once a minute,
+//!   when memcached looks for what has expired, and is divided by the size of items: it can be full
+//!   for small ones alone. [`MemcachedStore::evictions`] counts what was dropped: anything but zero is
+//!   a reason to raise an alarm. Share the server with no cache;
 //! - when it starts anew, all of them. So does `flush_all`, which any client can send;
 //! - when one of several servers, among which clients choose by a hash of the key, comes or goes: a
 //!   part of the keys is then looked for where they are not. This store has one server; it does not
