@@ -10,14 +10,16 @@ use http::{
 };
 use http_body::Body;
 
-#[cfg(feature = "grpc")]
-use super::grpc;
+#[cfg(not(feature = "grpc"))]
+use super::body::Trailers;
 use super::{
     body::{self, Collected, ResponseBody},
     codec,
     config::Config,
     verdict::Verdict,
 };
+#[cfg(feature = "grpc")]
+use super::{grpc, reply::Trailing};
 use crate::{engine::Ending, record::Payload};
 
 /// Judges the handler's answer, and makes ready what is recorded and what is sent.
@@ -84,12 +86,21 @@ pub(super) fn probed<B, E>(
     config: &Config,
     response: Response<Bytes>,
 ) -> (Ending, Result<Response<ResponseBody<B>>, E>) {
+    #[cfg(feature = "grpc")]
+    let (response, trailers) = {
+        let mut response = response;
+        let trailers = response.extensions_mut().remove::<Trailing>();
+        (response, trailers.map(|trailers| Box::new(trailers.0)))
+    };
+    #[cfg(not(feature = "grpc"))]
+    let trailers: Trailers = None;
     let (parts, body) = response.into_parts();
     let frames = [body];
-    let encoded = codec::encode(&parts, &frames, None, true, config.replay_set_cookie);
+    let cookies = config.replay_set_cookie;
+    let encoded = codec::encode(&parts, &frames, trailers.as_deref(), true, cookies);
     let ending = Ending::Completed(encoded.unwrap_or_else(|| bare(&parts)));
     let [body] = frames;
-    let response = Response::from_parts(parts, ResponseBody::full(body));
+    let response = Response::from_parts(parts, ResponseBody::buffered(body, trailers, true, None));
     (ending, Ok(response))
 }
 

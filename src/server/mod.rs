@@ -7,7 +7,7 @@
 //! limits), `codec` (the recorded form of an answer), `problem` (refusals), `verdict` (what an
 //! answer means), `takeover` (what to do after a crash), `commit`
 //! (an answer that is recorded in the handler's own transaction). `grpc` knows how gRPC says all
-//! this; `axum` is the extractor of [`Execution`].
+//! this, and `reply` what a tonic handler commits; `axum` is the extractor of [`Execution`].
 //!
 //! [`Execution`]: crate::Execution
 
@@ -26,6 +26,8 @@ mod future;
 mod grpc;
 mod layer;
 mod problem;
+#[cfg(feature = "grpc")]
+mod reply;
 mod service;
 mod takeover;
 pub mod verdict;

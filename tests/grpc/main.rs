@@ -8,6 +8,8 @@
 //! | calls that stream | `streams` |
 //! | deadlines, disconnects, shutdown | `leaving` |
 //! | where the layer can be put | `places` |
+//! | after a crash | `takeover` |
+//! | rows and replies, committed together | `transactions` |
 
 #![allow(clippy::unwrap_used)]
 
@@ -29,4 +31,6 @@ mod places;
 mod refusals;
 mod streams;
 mod support;
+mod takeover;
+mod transactions;
 mod verdicts;

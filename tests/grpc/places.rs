@@ -83,7 +83,6 @@ async fn s22_what_is_not_there_is_not_recorded() {
 }
 
 /// One layer over gRPC and HTTP on one port: each is refused, and judged, in its own way.
-#[cfg(feature = "axum")]
 #[tokio::test]
 async fn i10_grpc_and_http_share_a_port_and_a_layer() {
     let (till, _) = counting();
