@@ -85,7 +85,7 @@ async fn serve(
 ) -> Result<(), Box<dyn Error>> {
     let idempotency = IdempotencyLayer::new(MemoryStore::new(), Scope::header("x-api-key"))
         // How long a call waits that sends on and on.
-        .body_timeout(Duration::from_secs(5));
+        .body_timeout(Duration::from_secs(3));
     // To gRPC every method is a POST: which of them are to be covered is said by path.
     let pay = idempotency
         .clone()
