@@ -7,6 +7,7 @@
 //! | what each status makes of its operation | `verdicts` |
 //! | calls that stream | `streams` |
 //! | deadlines, disconnects, shutdown | `leaving` |
+//! | the code that is generated for it | `generated` |
 //! | where the layer can be put | `places` |
 //! | after a crash | `takeover` |
 //! | rows and replies, committed together | `transactions` |
@@ -26,6 +27,7 @@ mod payments {
 }
 
 mod answers;
+mod generated;
 mod leaving;
 mod places;
 mod refusals;

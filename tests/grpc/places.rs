@@ -261,3 +261,37 @@ async fn s13_the_status_of_a_grpc_replay_is_not_mapped() {
         assert_eq!((answer.status, was_replayed), (200, replayed));
     }
 }
+
+/// gRPC-Web is made gRPC by a layer further out: browsers get the same answers, and refusals they can
+/// read, and share their records with the others.
+#[tokio::test]
+async fn p2_grpc_web_outside_gets_replays_and_refusals() {
+    let (till, count) = counting();
+    let stack = ServiceBuilder::new()
+        .layer(tonic_web::GrpcWebLayer::new())
+        .layer(layer());
+    let server = Server::start(stack, Routes::new(till.server())).await;
+    let web = [
+        ("idempotency-key", "a"),
+        ("content-type", "application/grpc-web+proto"),
+    ];
+    let message = euros(7).encode_to_vec();
+    let (first, _) = server.raw(PAY, &web, &message).await.stripped();
+    let (again, replayed) = server.raw(PAY, &web, &message).await.stripped();
+    assert!(replayed && first == again);
+    // The status is in the body, after the message.
+    let body = String::from_utf8_lossy(&again.body);
+    assert!(body.contains("grpc-status:0"), "{body}");
+    assert!(again.trailers.is_none());
+
+    let other = euros(8).encode_to_vec();
+    let refused = server.raw(PAY, &web, &other).await;
+    assert_eq!(
+        (refused.status, &refused.headers["grpc-status"]),
+        (200, &"9".parse().unwrap())
+    );
+
+    let mut client = server.client().await;
+    assert!(is_replay(&client.pay(keyed("a", euros(7))).await.unwrap()));
+    assert_eq!(count.load(Ordering::SeqCst), 1);
+}
