@@ -95,6 +95,7 @@ mod record;
 mod server;
 #[cfg(doc)]
 #[doc = include_str!("docs/stacks.md")]
+#[cfg_attr(feature = "grpc", doc = include_str!("docs/tonic.md"))]
 pub mod stacks {}
 pub mod store;
 mod telemetry;
