@@ -61,7 +61,7 @@
 //! - `sqlite`: [`SqliteStore`], records in an SQLite file, which several processes of one machine may
 //!   share.
 //! - `grpc`: gRPC calls are refused and judged by gRPC's own statuses; a service under the layer goes
-//!   into a tonic server by itself.
+//!   into a tonic server by itself, and its handlers commit replies together with rows.
 //! - `client`: [`Execution::current`], for clients that make keys out of the execution they work for.
 //! - `testing`: the conformance suite, and a test of random operations, for stores of your own.
 //!

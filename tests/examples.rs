@@ -180,9 +180,9 @@ async fn p4_u08_u21_each_server_finishes_what_it_began() {
     }
 }
 
-/// U21: what plays a scene by itself serves, too, where it is told so, and stops as the others do.
+/// P4, U08, U21: what plays a scene by itself serves, too, where it is told so, and stops as the others do.
 #[tokio::test]
-async fn u21_tonic_serves_and_stops() {
+async fn p4_u08_u21_tonic_serves_and_stops() {
     // Seven cents, in a frame: as it happens, the bytes are text.
     let seven_cents = "\0\0\0\0\u{7}\u{8}\u{7}\u{12}\u{3}EUR";
     let lines = [
@@ -190,6 +190,8 @@ async fn u21_tonic_serves_and_stops() {
         ("x-api-key", "alice"),
         ("idempotency-key", "k"),
     ];
+    // The same, and what makes it wait for a second. P4, U08: its client does not.
+    let slowly = "\0\0\0\0\u{d}\u{8}\u{7}\u{12}\u{3}EUR\u{1a}\u{4}\u{8}\u{88}\0";
     for signal in ["TERM", "INT"] {
         let mut server = Server::start("tonic", &[]);
         for replayed in [false, true] {
@@ -199,9 +201,19 @@ async fn u21_tonic_serves_and_stops() {
             assert_eq!(answer.headers()["payment-status"], "succeeded");
             assert_eq!(is_replay(&answer), replayed);
         }
+        let mut lines = lines;
+        lines[2].1 = "slow";
+        let call = || {
+            let call = request(Method::POST, "/payments.v1.Payments/Pay", &lines, slowly);
+            tokio::spawn(send(server.addr, true, call))
+        };
+        // Of two equal ones one is refused, so the other runs.
+        let (refused, _, rest) = futures::future::select_all([call(), call()]).await;
+        assert_eq!(refused.expect("no panic").headers()["grpc-status"], "10");
+        rest.iter().for_each(tokio::task::JoinHandle::abort);
         server.signal(signal);
         assert_eq!(server.exit_code().await, Some(0), "{signal}");
-        assert_eq!(server.rest_of_stdout(), "stopped. Payments: 1\n");
+        assert_eq!(server.rest_of_stdout(), "stopped. Payments: 2\n");
     }
 }
 

@@ -60,7 +60,8 @@ impl<T: DatabaseTransaction> Transaction<T> {
     ///
     /// The answer is recorded whatever its status, since the rows are: no verdict is asked for. The
     /// caller gets it, and so does every retry, whatever happens afterwards: an error, a panic, a
-    /// layer that changes the answer. Make it the last thing that the handler does.
+    /// layer that changes the answer. Make it the last thing that the handler does. With the feature
+    /// `grpc`, a tonic handler has `commit_reply`.
     ///
     /// It succeeds also after the lease ended, as long as nobody took over.
     ///

@@ -170,7 +170,8 @@ async fn u07_u22_trailers_of_the_handlers_own_are_replayed() {
     }
 }
 
-/// Compressed messages are recorded as they are sent, and so is what says how to read them.
+/// Compressed messages are recorded as they are sent, and so is what says how to read them: whoever
+/// cannot read that is told so by its own client.
 #[tokio::test]
 async fn p2_compressed_messages_are_replayed() {
     let (till, count) = numbered();
@@ -190,6 +191,9 @@ async fn p2_compressed_messages_are_replayed() {
         assert_eq!(answer.metadata().get("grpc-encoding").unwrap(), "gzip");
         assert_eq!(answer.get_ref().currency.len(), 3000);
     }
+    let mut plain = server.client().await.send_compressed(gzip);
+    let unreadable = plain.pay(keyed("a", long(7))).await.unwrap_err();
+    assert_eq!(unreadable.code(), Code::Unimplemented);
     let other = client.pay(keyed("a", long(8))).await.unwrap_err();
     assert_eq!(other.code(), Code::FailedPrecondition);
     assert_eq!(count.load(Ordering::SeqCst), 1);

@@ -245,6 +245,20 @@ async fn p9_a_bidirectional_call_under_a_key_fails_clearly() {
     }
 }
 
+/// Nor does a call hang that is refused before it is read.
+#[tokio::test]
+async fn s12_a_streaming_call_is_refused_though_its_client_goes_on() {
+    let (begun, mut has_begun) = mpsc::unbounded_channel();
+    let server = Server::of(&layer().require_key(true), exchanging(begun)).await;
+    let mut client = server.client().await;
+    let messages = || stream::iter([euros(1)]).chain(stream::pending());
+    let status = in_time(client.exchange(messages())).await.unwrap_err();
+    assert_eq!(status.code(), Code::InvalidArgument);
+    let status = in_time(client.pay_batch(messages())).await.unwrap_err();
+    assert_eq!(status.code(), Code::InvalidArgument);
+    assert!(has_begun.try_recv().is_err());
+}
+
 /// The way to have both: cover the methods that are not streams.
 #[tokio::test]
 async fn p10_a_bidirectional_call_that_is_not_covered_works_with_a_key() {
