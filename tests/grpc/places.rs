@@ -205,9 +205,7 @@ async fn u03_an_error_of_a_layer_inside_is_a_failure() {
         })
         .layer(layer())
         .layer(ConcurrencyLimitLayer::new(1))
-        .layer(tower::timeout::TimeoutLayer::new(Duration::from_millis(
-            200,
-        )));
+        .layer(tower::timeout::TimeoutLayer::new(Duration::from_secs(1)));
     let server = Server::start(stack, Routes::new(till.server())).await;
     let mut client = server.client().await;
     let status = in_time(client.pay(keyed("a", euros(7)))).await.unwrap_err();

@@ -237,6 +237,9 @@ async fn p9_a_bidirectional_call_under_a_key_fails_clearly() {
     let mut answers = in_time(call).await.unwrap().into_inner();
     assert_eq!(in_time(answers.message()).await.unwrap().unwrap().id, 1);
     // And a client that has sent all before it listens can have one.
+    let (begun, _) = mpsc::unbounded_channel();
+    let server = Server::of(&crate::support::layer(), exchanging(begun)).await;
+    let mut client = server.client().await;
     for replayed in [false, true] {
         let call = client.exchange(keyed("a", stream::iter([1, 2].map(euros))));
         let answer = in_time(call).await.unwrap();
