@@ -61,7 +61,8 @@
 //! - `postgres`: [`PostgresStore`], on `sqlx`, without TLS unless you turn it on there.
 //! - `sqlite`: [`SqliteStore`], records in an SQLite file, which several processes of one machine may
 //!   share.
-//! - `grpc`: a service under the layer goes into a tonic server by itself.
+//! - `grpc`: gRPC calls are refused and judged by gRPC's own statuses; a service under the layer goes
+//!   into a tonic server by itself, and its handlers commit replies together with rows.
 //! - `client`: the other end, requests that go out: [`client`], and [`Execution::current`].
 //! - `testing`: the conformance suite, and a test of random operations, for stores of your own.
 //!
@@ -98,6 +99,7 @@ mod record;
 mod server;
 #[cfg(doc)]
 #[doc = include_str!("docs/stacks.md")]
+#[cfg_attr(feature = "grpc", doc = include_str!("docs/tonic.md"))]
 pub mod stacks {}
 pub mod store;
 mod telemetry;

@@ -104,6 +104,30 @@ const EXAMPLES: &[(&str, Kind)] = &[
         ]),
     ),
     ("payments", Kind::Server),
+    (
+        "tonic",
+        Kind::Program(&[
+            "paid: payment 1, attempt 1",
+            "replayed: payment 1, attempt 1",
+            "FailedPrecondition, MISMATCH: ",
+            "paid: payment 2, attempt 1",
+            "Aborted, IN_PROGRESS: ",
+            "Aborted, IN_PROGRESS: ",
+            "Unavailable: simulated failure",
+            "paid: payment 3, attempt 2",
+            "gave up: true",
+            "replayed: payment 4, attempt 1",
+            "InvalidArgument: how much?",
+            "InvalidArgument, KEY_MISSING: ",
+            "paid: 3 payments",
+            "replayed: 3 payments",
+            "paid: [34, 33, 33]",
+            "replayed: [34, 33, 33]",
+            "DeadlineExceeded, BODY_TOO_SLOW: ",
+            "paid: payment 11, attempt 0",
+            "Payments: 11",
+        ]),
+    ),
     ("transfer", Kind::Server),
     (
         "worker",
@@ -213,6 +237,43 @@ async fn p4_u08_u21_each_server_finishes_what_it_began() {
             let last = printed.lines().last();
             assert_eq!(last, Some(effect), "{case}: {printed}");
         }
+    }
+}
+
+/// P4, U08, U21: what plays a scene by itself serves, too, where it is told so, and stops as the others do.
+#[tokio::test]
+async fn p4_u08_u21_tonic_serves_and_stops() {
+    // Seven cents, in a frame: as it happens, the bytes are text.
+    let seven_cents = "\0\0\0\0\u{7}\u{8}\u{7}\u{12}\u{3}EUR";
+    let lines = [
+        ("content-type", "application/grpc"),
+        ("x-api-key", "alice"),
+        ("idempotency-key", "k"),
+    ];
+    // The same, and what makes it wait for a second. P4, U08: its client does not.
+    let slowly = "\0\0\0\0\u{d}\u{8}\u{7}\u{12}\u{3}EUR\u{1a}\u{4}\u{8}\u{88}\0";
+    for signal in ["TERM", "INT"] {
+        let mut server = Server::start("tonic", &[]);
+        for replayed in [false, true] {
+            let path = "/payments.v1.Payments/Pay";
+            let call = request(Method::POST, path, &lines, seven_cents);
+            let answer = send(server.addr, true, call).await;
+            assert_eq!(answer.headers()["payment-status"], "succeeded");
+            assert_eq!(is_replay(&answer), replayed);
+        }
+        let mut lines = lines;
+        lines[2].1 = "slow";
+        let call = || {
+            let call = request(Method::POST, "/payments.v1.Payments/Pay", &lines, slowly);
+            tokio::spawn(send(server.addr, true, call))
+        };
+        // Of two equal ones one is refused, so the other runs.
+        let (refused, _, rest) = futures::future::select_all([call(), call()]).await;
+        assert_eq!(refused.expect("no panic").headers()["grpc-status"], "10");
+        rest.iter().for_each(tokio::task::JoinHandle::abort);
+        server.signal(signal);
+        assert_eq!(server.exit_code().await, Some(0), "{signal}");
+        assert_eq!(server.rest_of_stdout(), "stopped. Payments: 2\n");
     }
 }
 
@@ -567,8 +628,13 @@ struct Server {
 
 impl Server {
     fn start(name: &str, flags: &[&str]) -> Self {
+        let addr = match name {
+            // It plays its scene unless it is told where to serve.
+            "tonic" => "--serve",
+            _ => "--addr",
+        };
         let mut process = built(name)
-            .args(["--addr", "127.0.0.1:0"])
+            .args([addr, "127.0.0.1:0"])
             .args(flags)
             .stdout(Stdio::piped())
             .stderr(Stdio::inherit())
