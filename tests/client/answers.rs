@@ -13,9 +13,9 @@ use bytes::Bytes;
 use futures::FutureExt;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response};
 use http_body::{Body, Frame, SizeHint};
-use http_body_util::BodyExt;
+use http_body_util::{BodyExt, Full};
 use tokio::time::{Instant, Sleep, sleep};
-use tower::{BoxError, Layer, Service, ServiceExt, service_fn};
+use tower::{BoxError, Layer, ServiceExt, service_fn, util::BoxCloneService};
 use tower_idempotency::client::{RepeatBody, RetryLayer, RetryPolicy, TryError};
 
 use crate::support::{SECOND, post, request};
@@ -115,23 +115,14 @@ impl Answer {
     }
 }
 
+type Outgoing = Request<RepeatBody<Full<Bytes>>>;
+type Server = BoxCloneService<Outgoing, Response<Play>, BoxError>;
+
 /// Gives the answers, the last one again and again, and counts.
-fn server(
-    answers: Vec<Answer>,
-) -> (
-    Arc<AtomicU32>,
-    impl Service<
-        Request<RepeatBody<http_body_util::Full<Bytes>>>,
-        Response = Response<Play>,
-        Error = BoxError,
-        Future: Send,
-    > + Clone
-    + Send
-    + 'static,
-) {
+fn server(answers: Vec<Answer>) -> (Arc<AtomicU32>, Server) {
     let tries = Arc::new(AtomicU32::new(0));
     let counted = Arc::clone(&tries);
-    let service = service_fn(move |_| {
+    let service = service_fn(move |_: Outgoing| {
         let n = counted.fetch_add(1, SeqCst) as usize;
         let answer = answers[n.min(answers.len() - 1)].clone();
         async move {
@@ -147,23 +138,26 @@ fn server(
             Ok(response)
         }
     });
-    (tries, service)
+    (tries, BoxCloneService::new(service))
 }
+
+/// Data, trailers, and the error that ended them.
+type Read = (Vec<u8>, Option<HeaderMap>, Option<&'static str>);
 
 /// What came of an operation: how many tries, and what the caller read of which answer.
 struct Outcome {
     tries: u32,
-    result: Result<(Vec<u8>, Option<HeaderMap>, Option<&'static str>), BoxError>,
+    result: Result<Read, BoxError>,
     seconds: u64,
 }
 
-async fn run(request: Request<http_body_util::Full<Bytes>>, answers: Vec<Answer>) -> Outcome {
+async fn run(request: Request<Full<Bytes>>, answers: Vec<Answer>) -> Outcome {
     run_with(RetryLayer::default(), request, answers).await
 }
 
 async fn run_with(
     layer: RetryLayer,
-    request: Request<http_body_util::Full<Bytes>>,
+    request: Request<Full<Bytes>>,
     answers: Vec<Answer>,
 ) -> Outcome {
     let (tries, service) = server(answers);
@@ -403,20 +397,18 @@ async fn the_head_of_an_answer_is_kept() {
     struct Connection(u8);
     let seen = Arc::new(Mutex::new(Vec::new()));
     let counted = Arc::clone(&seen);
-    let service = service_fn(
-        move |request: Request<RepeatBody<http_body_util::Full<Bytes>>>| {
-            let id = request.extensions().get::<Connection>().cloned();
-            counted.lock().unwrap().push((id, request.version()));
-            let first = counted.lock().unwrap().len() == 1;
-            async move {
-                let response = Response::builder()
-                    .version(http::Version::HTTP_2)
-                    .status(if first { 502 } else { 201 })
-                    .extension(Connection(9));
-                response.body(http_body_util::Full::<Bytes>::from("x"))
-            }
-        },
-    );
+    let service = service_fn(move |request: Request<RepeatBody<Full<Bytes>>>| {
+        let id = request.extensions().get::<Connection>().cloned();
+        counted.lock().unwrap().push((id, request.version()));
+        let first = counted.lock().unwrap().len() == 1;
+        async move {
+            let response = Response::builder()
+                .version(http::Version::HTTP_2)
+                .status(if first { 502 } else { 201 })
+                .extension(Connection(9));
+            response.body(Full::<Bytes>::from("x"))
+        }
+    });
     let mut request = post();
     request.extensions_mut().insert(Connection(1));
     *request.version_mut() = http::Version::HTTP_2;

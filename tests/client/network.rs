@@ -3,7 +3,7 @@
 //! effect and one answer. `--nocapture` shows the counts.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     future::Future,
     io,
     net::SocketAddr,
@@ -58,9 +58,9 @@ fn random(seed: u64, numbers: [usize; 3]) -> u64 {
     })
 }
 
-/// `PROPTEST_RNG_SEED` repeats a run, as far as the order of what happens at once allows.
+/// `NETWORK_SEED` repeats a run, as far as the order of what happens at once allows.
 fn seed() -> u64 {
-    let given = std::env::var("PROPTEST_RNG_SEED").ok();
+    let given = std::env::var("NETWORK_SEED").ok();
     given.map_or_else(
         || std::process::id().into(),
         |seed| seed.parse().expect("a number"),
@@ -372,10 +372,12 @@ fn layer() -> RetryLayer {
 /// What one client does: pays an order through the network, and tells the answer.
 type Operation = Box<dyn Fn(String) -> BoxFuture<'static, Result<String, BoxError>> + Send>;
 
-/// Two servers that share a store, a network, and many operations of one client at once.
-async fn run(name: &str, client: impl FnOnce(SocketAddr) -> Operation) {
+/// Two servers that share a store, a network, and many operations of one client at once. If they are
+/// not `protected`, the servers have the layer, but it covers nothing.
+async fn run(name: &str, protected: bool, client: impl FnOnce(SocketAddr) -> Operation) {
     let ledger = Ledger::default();
     let layer = IdempotencyLayer::new(Arc::new(MemoryStore::new()), Scope::single_tenant())
+        .covers(move |_| protected)
         .require_key(true)
         .retry_after(SECOND);
     let mut servers = Vec::new();
@@ -385,7 +387,7 @@ async fn run(name: &str, client: impl FnOnce(SocketAddr) -> Operation) {
         servers.push(serve(layer.layer(handler)).await);
     }
     let seed = seed();
-    println!("{name}: PROPTEST_RNG_SEED={seed}");
+    println!("{name}: NETWORK_SEED={seed}");
     let network = Network::new(seed, servers);
     let carried = Arc::clone(&network);
     let address = serve(service_fn(move |request| {
@@ -424,6 +426,12 @@ async fn run(name: &str, client: impl FnOnce(SocketAddr) -> Operation) {
         network.replays.load(SeqCst),
         network.conflicts.load(SeqCst),
     );
+    if !protected {
+        let different: HashSet<_> = done.iter().collect();
+        assert_eq!(different.len(), OPERATIONS);
+        assert!(done.len() > OPERATIONS, "the network does no harm");
+        return;
+    }
     let number_of: HashMap<_, _> = done.iter().zip(1..).collect();
     assert_eq!((done.len(), number_of.len()), (OPERATIONS, OPERATIONS));
     let seen = network.answers.lock().unwrap();
@@ -446,29 +454,36 @@ async fn run(name: &str, client: impl FnOnce(SocketAddr) -> Operation) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn s09_s26_hyper_over_a_network_that_loses_things() {
-    run("hyper", |network| {
-        let pool = Client::builder(TokioExecutor::new()).build_http::<RepeatBody<Full<Bytes>>>();
-        let client = layer().layer(pool);
-        Box::new(move |order| {
-            let client = client.clone();
-            let request = Request::post(format!("http://{network}/payments"))
-                .header("idempotency-key", &order)
-                .body(Full::<Bytes>::from(order));
-            async move {
-                let response = client.oneshot(request?).await?;
-                assert_eq!(response.status(), StatusCode::CREATED);
-                let body = response.into_body().collect().await?.to_bytes();
-                Ok(String::from_utf8(body.to_vec())?)
-            }
-            .boxed()
-        })
+    run("hyper", true, hyper).await;
+}
+
+/// What the network does to those who are not protected: the other tests prove something.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn s33_without_protection_operations_have_several_effects() {
+    run("hyper, unprotected", false, hyper).await;
+}
+
+fn hyper(network: SocketAddr) -> Operation {
+    let pool = Client::builder(TokioExecutor::new()).build_http::<RepeatBody<Full<Bytes>>>();
+    let client = layer().layer(pool);
+    Box::new(move |order| {
+        let client = client.clone();
+        let request = Request::post(format!("http://{network}/payments"))
+            .header("idempotency-key", &order)
+            .body(Full::<Bytes>::from(order));
+        async move {
+            let response = client.oneshot(request?).await?;
+            assert_eq!(response.status(), StatusCode::CREATED);
+            let body = response.into_body().collect().await?.to_bytes();
+            Ok(String::from_utf8(body.to_vec())?)
+        }
+        .boxed()
     })
-    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn s09_s26_reqwest_over_a_network_that_loses_things() {
-    run("reqwest", |network| {
+    run("reqwest", true, |network| {
         let pool = reqwest::Client::new();
         let client = layer().layer(service_fn(
             move |request: Request<RepeatBody<reqwest::Body>>| {
@@ -499,7 +514,7 @@ async fn s09_s26_reqwest_over_a_network_that_loses_things() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn s09_s26_tonic_over_a_network_that_loses_things() {
-    run("tonic", |network| {
+    run("tonic", true, |network| {
         let endpoint = Endpoint::from_shared(format!("http://{network}")).unwrap();
         let client = ServiceBuilder::new()
             .layer(layer())
