@@ -632,3 +632,20 @@ fn u19_debug_output_has_no_keys() {
     let future = tower::Service::call(&mut service.clone(), post());
     assert!(!format!("{future:?}").contains("order-1"));
 }
+
+/// A stack as services have it: with errors that are boxed inside already, in a task of its own.
+#[tokio::test(start_paused = true)]
+async fn a_stack_runs_in_a_task() {
+    let script = Script::new([Step::Lost]);
+    let client = tower::ServiceBuilder::new()
+        .timeout(100 * SECOND)
+        .layer(RetryLayer::default())
+        .timeout(SECOND)
+        .service(script.clone());
+    let operation = async move {
+        let response = client.oneshot(post()).await?;
+        Ok::<_, BoxError>(response.status())
+    };
+    assert_eq!(tokio::spawn(operation).await.unwrap().unwrap(), 200);
+    assert_eq!(script.tries(), 2);
+}
