@@ -54,6 +54,24 @@ const EXAMPLES: &[(&str, Kind)] = &[
         ]),
     ),
     (
+        "client",
+        Kind::Program(&[
+            "hyper-1: the request is lost",
+            "hyper-1: payment 1, 201",
+            "hyper-2: the answer is lost",
+            "hyper-2: payment 2, 201, replayed",
+            "hyper-3: the answer breaks off",
+            "hyper-3: payment 3, 201, replayed",
+            "hyper-4: refused with 503",
+            "hyper-4: payment 4, 201",
+            "hyper: 4 operations, 8 tries, 4 effects",
+            "reqwest-3: payment 7, 201, replayed",
+            "reqwest: 4 operations, 8 tries, 4 effects",
+            "tonic-3: payment 11, replayed",
+            "tonic: 4 operations, 8 tries, 4 effects",
+        ]),
+    ),
+    (
         "forwarding",
         Kind::Program(&[
             "confirmed: attempt 1 (First), charge 1 and charge 2",

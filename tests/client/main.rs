@@ -1,4 +1,5 @@
-//! Requests that go out: their keys, and what an execution's calls have in common.
+//! Requests that go out: their keys, what is tried again, and what comes of it over a network that
+//! loses things.
 
 #![allow(clippy::unwrap_used)]
 
@@ -9,10 +10,14 @@
 #[path = "../http/support.rs"]
 mod base;
 
+mod answers;
+mod bodies;
 mod calls;
-
 mod current;
 mod forwarding;
 mod grpc;
 mod key;
+mod network;
 mod purposes;
+mod retry;
+mod support;
