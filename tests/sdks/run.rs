@@ -1,0 +1,176 @@
+//! Payments that a library makes over a bad network, and the judgement of them.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use axum::Router;
+
+use crate::{
+    library::{Answer, Job, Library},
+    network::{
+        Counts,
+        Fault::{self, *},
+        Network,
+    },
+    upstream::{Server, Upstream},
+};
+
+/// The keys that the application makes; the others are the library's.
+const OWN: &str = "order-";
+
+/// What happens to the tries under one key after another.
+const PLANS: &[&[Fault]] = &[
+    &[],
+    &[LoseAnswer],
+    &[LoseRequest],
+    &[Duplicate],
+    &[LoseAnswer, LoseAnswer],
+    &[Leave],
+    &[Gateway(502)],
+    &[LoseRequest, LoseAnswer],
+    &[HoldAnswer],
+    &[Duplicate, Gateway(504)],
+    &[CutAnswer],
+    &[Leave, LoseRequest, Gateway(503)],
+];
+/// Half an answer, to which `Stripe` raises an error at once. Whoever has left the key to the
+/// library cannot call again then: it would make another one.
+const FATAL_TO_STRIPE: Fault = CutAnswer;
+
+const OPERATIONS: usize = 5 * PLANS.len();
+const THREADS: usize = 20;
+/// For one try: long beside what a server needs, since nothing is lost by it but time.
+const SECONDS: f64 = 5.0;
+
+/// What was seen of a run.
+pub(crate) struct Run {
+    pub(crate) counts: Counts,
+    /// Effects, of all operations.
+    pub(crate) effects: usize,
+    /// Whatever is not as promised.
+    pub(crate) faults: Vec<String>,
+}
+
+/// Who makes the keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Keys {
+    OfTheLibrary,
+    OfTheApplication,
+}
+
+/// Runs a library against a server with this upstream behind it, and prints the counts.
+pub(crate) async fn run(
+    library: Library,
+    keys: Keys,
+    what: &str,
+    upstream: &Arc<Upstream>,
+    server: std::net::SocketAddr,
+) -> Run {
+    let network = Network::before(
+        server,
+        Arc::clone(upstream),
+        Arc::new(move |key| {
+            let plan = PLANS[key.order % PLANS.len()].to_vec();
+            if key.text.starts_with(OWN) || !plan.contains(&FATAL_TO_STRIPE) {
+                plan
+            } else {
+                vec![Gateway(500)]
+            }
+        }),
+    )
+    .await;
+    let jobs: Vec<_> = (0..OPERATIONS)
+        .map(|n| Job {
+            operation: n.to_string(),
+            amount: 100 + n as u64,
+            key: (keys == Keys::OfTheApplication).then(|| format!("{OWN}{n}")),
+            retries: 8,
+            again: keys == Keys::OfTheApplication,
+        })
+        .collect();
+    let answers = library.run(&network.url(), THREADS, SECONDS, &jobs).await;
+
+    let (effects, faults) = judge(upstream, &network, &answers);
+    let counts = network.counts();
+    println!(
+        "{}, {what}: operations {OPERATIONS}, {counts}, effects {effects}",
+        library.name(),
+    );
+    Run {
+        counts,
+        effects,
+        faults,
+    }
+}
+
+fn judge(upstream: &Upstream, network: &Network, answers: &[Answer]) -> (usize, Vec<String>) {
+    let effects = upstream.effects();
+    let mut faults = Vec::new();
+    for answer in answers {
+        let done = effects.get(&answer.operation).map_or(&[][..], |it| it);
+        match (done, &answer.id) {
+            ([one], Some(id)) if one == id => {}
+            _ => faults.push(format!("{answer:?}, and what was done is {done:?}")),
+        }
+    }
+    let ids: BTreeSet<_> = answers.iter().filter_map(|it| it.id.as_ref()).collect();
+    if ids.len() != answers.len() {
+        faults.push(format!("{} answers to {}", ids.len(), answers.len()));
+    }
+    // S26: what the library sends again is the same, under the same key.
+    let seen = network.seen();
+    if seen.len() != answers.len() {
+        faults.push(format!("{} keys of {}", seen.len(), answers.len()));
+    }
+    for (key, seen) in seen {
+        if seen.bodies.len() != 1 {
+            faults.push(format!("{key}: {:?}", seen.bodies));
+        }
+    }
+    (effects.values().map(Vec::len).sum(), faults)
+}
+
+impl Run {
+    /// S09, S10, S14, U08, U32: one effect and one answer each, over a network that did its worst.
+    pub(crate) fn assert_once(&self) {
+        assert!(self.faults.is_empty(), "{}", self.faults.join("\n"));
+        assert_eq!(self.effects, OPERATIONS);
+        let Counts {
+            requests_lost,
+            answers_lost,
+            duplicates,
+            conflicts,
+            replays,
+            ..
+        } = self.counts;
+        let planned = |wanted: fn(&Fault) -> bool| {
+            let faults = PLANS.iter().flat_map(|plan| plan.iter());
+            (faults.filter(|fault| wanted(fault)).count() * OPERATIONS / PLANS.len()) as u64
+        };
+        assert_eq!(requests_lost, planned(|it| *it == LoseRequest));
+        assert_eq!(duplicates, planned(|it| *it == Duplicate));
+        assert_eq!(
+            answers_lost,
+            planned(|it| !matches!(it, LoseRequest | Duplicate))
+        );
+        // The second of two, and the first after a connection that was lost.
+        let interrupted = planned(|it| matches!(it, Duplicate | Leave));
+        assert!(conflicts >= interrupted, "{conflicts} of {interrupted}");
+        // The first answer that gets through is a replay wherever an answer was lost.
+        assert!(replays >= answers_lost / 2, "{replays}");
+    }
+
+    /// The same without protection: each second execution is found.
+    pub(crate) fn assert_repeated(&self) {
+        assert!(self.effects > OPERATIONS, "{}", self.effects);
+        let repeated = self.faults.iter().filter(|it| it.contains("what was done"));
+        assert!(repeated.count() > OPERATIONS / 2, "{:?}", self.faults);
+        assert_eq!(self.counts.replays, 0);
+    }
+}
+
+/// An upstream, and a server on it as `wrap` has it.
+pub(crate) async fn served(wrap: impl FnOnce(Router) -> Router) -> (Arc<Upstream>, Server) {
+    let upstream = Arc::new(Upstream::default());
+    let server = Server::start(wrap(upstream.routes())).await;
+    (upstream, server)
+}
