@@ -67,6 +67,14 @@ const EXAMPLES: &[(&str, Kind)] = &[
     ),
     ("hyper", Kind::Server),
     ("payments", Kind::Server),
+    (
+        "tonic",
+        Kind::Program(&[
+            "paid: payment 1, attempt 1",
+            "replayed: payment 1, attempt 1",
+            "Payments: 1",
+        ]),
+    ),
     ("transfer", Kind::Server),
 ];
 
