@@ -8,15 +8,15 @@ use crate::{
     run::{Keys, run, served},
 };
 
-fn idempotency() -> IdempotencyLayer<MemoryStore> {
+pub(crate) fn idempotency() -> IdempotencyLayer<MemoryStore> {
     IdempotencyLayer::new(MemoryStore::new(), Scope::header("authorization")).require_key(true)
 }
 
-fn by_header(app: Router) -> Router {
+pub(crate) fn by_header(app: Router) -> Router {
     app.layer(idempotency())
 }
 
-fn by_member(app: Router) -> Router {
+pub(crate) fn by_member(app: Router) -> Router {
     app.layer(idempotency().key(KeySource::json_pointer("/idempotency_key")))
 }
 

@@ -8,6 +8,8 @@
 mod layer;
 mod library;
 mod network;
+mod refused;
+mod retried;
 mod run;
 #[path = "../servers/mod.rs"]
 mod servers;

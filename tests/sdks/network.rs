@@ -3,21 +3,32 @@
 
 use std::{
     collections::HashMap,
-    convert::Infallible,
+    error::Error,
     fmt,
+    future::{Future, pending},
     net::SocketAddr,
+    pin::pin,
     sync::{Arc, Mutex},
     time::Duration,
 };
 
 use bytes::Bytes;
-use http::{Request, Response, StatusCode, header, request::Parts};
+use futures::{
+    StreamExt as _,
+    future::{self, Either},
+    stream,
+};
+use http::{HeaderMap, Request, Response, StatusCode, Version, request::Parts};
 use http_body::Frame;
 use http_body_util::{BodyExt as _, Full, StreamBody, combinators::BoxBody};
-use hyper::{body::Incoming, client, server, service::service_fn};
-use hyper_util::rt::TokioIo;
+use hyper::{body::Incoming, client, service::service_fn};
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo},
+    server::conn::auto,
+};
 use tokio::{
     net::{TcpListener, TcpStream},
+    sync::Notify,
     task::AbortHandle,
     time::timeout,
 };
@@ -43,7 +54,8 @@ pub(crate) enum Fault {
     /// The connection to the server is lost while it executes the request. The execution ends after
     /// the next try was answered.
     Leave,
-    /// It arrives a second time while it is executed, and the client gets the second answer.
+    /// It arrives a second time while it is executed, and the client gets the answer that comes
+    /// first.
     Duplicate,
     /// The server never gets it, and something on the way answers.
     Answer(u16),
@@ -79,7 +91,8 @@ pub(crate) struct Counts {
     pub(crate) requests_lost: u64,
     pub(crate) answers_lost: u64,
     pub(crate) duplicates: u64,
-    /// Answers of 409, and those that say that they are replays: of the server, lost or not.
+    /// Answers that another request with the key is being executed, and those that say that they
+    /// are replays: of the server, lost or not.
     pub(crate) conflicts: u64,
     pub(crate) replays: u64,
 }
@@ -111,15 +124,19 @@ pub(crate) struct Network {
 
 struct Shared {
     server: SocketAddr,
-    upstream: Arc<Upstream>,
+    upstream: Option<Arc<Upstream>>,
     plan: Plan,
     seen: Mutex<HashMap<String, Seen>>,
     counts: Mutex<Counts>,
 }
 
 impl Network {
-    /// `upstream` is what stands behind the server, and holds what it is told to.
-    pub(crate) async fn before(server: SocketAddr, upstream: Arc<Upstream>, plan: Plan) -> Self {
+    /// `upstream` is what stands behind the server, if it can hold what it is told to.
+    pub(crate) async fn before(
+        server: SocketAddr,
+        upstream: Option<Arc<Upstream>>,
+        plan: Plan,
+    ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
         let shared = Arc::new(Shared {
@@ -161,52 +178,106 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
     while let Ok((stream, _)) = listener.accept().await {
         let shared = Arc::clone(&shared);
         tokio::spawn(async move {
-            let service = service_fn(|request| handle(Arc::clone(&shared), request));
-            let connection = server::conn::http1::Builder::new();
-            // It ends with an error where it is cut.
-            let _ = connection
-                .serve_connection(TokioIo::new(stream), service)
-                .await;
+            let cut = Arc::new(Notify::new());
+            let service =
+                service_fn(|request| handle(Arc::clone(&shared), Arc::clone(&cut), request));
+            let server = auto::Builder::new(TokioExecutor::new());
+            let connection = server.serve_connection(TokioIo::new(stream), service);
+            tokio::select! {
+                _ = connection => {}
+                () = cut.notified() => {}
+            }
         });
     }
 }
-
-/// The connection to the client is cut.
+/// A body that breaks off.
 #[derive(Debug)]
-struct Cut;
+struct Broken;
 
-impl fmt::Display for Cut {
+impl fmt::Display for Broken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("cut")
+        f.write_str("broken off")
     }
 }
 
-impl std::error::Error for Cut {}
+impl Error for Broken {}
 
-type Body = BoxBody<Bytes, Cut>;
+type Body = BoxBody<Bytes, Broken>;
 
-async fn handle(shared: Arc<Shared>, request: Request<Incoming>) -> Result<Response<Body>, Cut> {
+/// The body of an answer, to its end.
+#[derive(Debug)]
+struct Whole {
+    data: Bytes,
+    trailers: Option<HeaderMap>,
+}
+
+impl Whole {
+    fn body(self) -> Body {
+        let data = (!self.data.is_empty()).then(|| Frame::data(self.data));
+        let trailers = self.trailers.map(Frame::trailers);
+        body(data.into_iter().chain(trailers).map(Ok))
+    }
+
+    fn half(self) -> Body {
+        let half = self.data.slice(..self.data.len() / 2);
+        let half = stream::once(future::ready(Ok(Frame::data(half))));
+        let end = stream::once(async {
+            // It is polled again once the half is on its way.
+            tokio::task::yield_now().await;
+            Err(Broken)
+        });
+        BoxBody::new(StreamBody::new(half.chain(end)))
+    }
+}
+
+fn body<I>(frames: I) -> Body
+where
+    I: IntoIterator<Item = Result<Frame<Bytes>, Broken>>,
+    I::IntoIter: Send + Sync + 'static,
+{
+    let mut frames = frames.into_iter().peekable();
+    match frames.peek() {
+        Some(_) => BoxBody::new(StreamBody::new(stream::iter(frames))),
+        // It ends with the head, which gRPC looks at.
+        None => Full::default().map_err(|never| match never {}).boxed(),
+    }
+}
+
+async fn handle(
+    shared: Arc<Shared>,
+    cut: Arc<Notify>,
+    request: Request<Incoming>,
+) -> Result<Response<Body>, Broken> {
     let (parts, body) = request.into_parts();
-    // A client that is killed in mid-request ends its connection only.
-    let body = body.collect().await.map_err(|_| Cut)?.to_bytes();
-    let try_ = Try {
-        key: key(&parts, &body),
-        parts,
-        body,
-        shared,
+    let body = body.collect().await.map_err(|_| Broken)?.to_bytes();
+    let answer = match key(&parts, &body) {
+        Some(key) => {
+            let try_ = Try {
+                key,
+                parts,
+                body,
+                shared,
+            };
+            try_.run().await
+        }
+        None => Some(made_up(400)),
     };
-    try_.run().await
+    if answer.is_none() {
+        cut.notify_one();
+        // Dropped with the connection.
+        pending().await
+    }
+    answer.ok_or(Broken)
 }
 
 /// From where the libraries put it.
-fn key(parts: &Parts, body: &[u8]) -> String {
+fn key(parts: &Parts, body: &[u8]) -> Option<String> {
     let header = parts.headers.get("idempotency-key");
-    let header = header.map(|key| key.to_str().expect("a key is text").to_owned());
-    let member = || {
+    let header = header.and_then(|key| Some(key.to_str().ok()?.to_owned()));
+    header.or_else(|| {
         let body: serde_json::Value = serde_json::from_slice(body).ok()?;
         Some(body["idempotency_key"].as_str()?.to_owned())
-    };
-    header.or_else(member).expect("the library sends a key")
+    })
 }
 
 struct Try {
@@ -246,7 +317,8 @@ impl Try {
         seen.get_mut(&self.key).and_then(|seen| seen.held.take())
     }
 
-    async fn run(self) -> Result<Response<Body>, Cut> {
+    /// `None` where the connection is to be cut.
+    async fn run(self) -> Option<Response<Body>> {
         let fault = self.arrives();
         self.count(|counts| counts.requests += 1);
         match fault {
@@ -258,75 +330,84 @@ impl Try {
             None => {}
         }
         match fault {
-            Some(Fault::LoseRequest) => return Err(Cut),
-            Some(Fault::Answer(status)) => return Ok(made_up(status)),
+            Some(Fault::LoseRequest) => return None,
+            Some(Fault::Answer(status)) => return Some(made_up(status)),
             _ => {}
         }
         let held = self.held();
         let answer = match fault {
-            Some(Fault::Leave) => self.leave().await,
-            Some(Fault::Duplicate) => Ok(self.twice().await),
-            _ => Ok(self.forward(None).await),
+            Some(Fault::Leave) => {
+                self.leave().await;
+                None
+            }
+            Some(Fault::Duplicate) => Some(self.twice().await),
+            _ => Some(self.forward(None).await),
         };
         if let Some(held) = held {
             held.let_go();
         }
-        let (parts, body) = answer?.into_parts();
+        let (parts, whole) = answer?.into_parts();
         match fault {
-            Some(Fault::LoseAnswer) => Err(Cut),
-            Some(Fault::CutAnswer) => {
-                let length = body.len();
-                let frames = [Ok(Frame::data(body.slice(..length / 2))), Err(Cut)];
-                let body = StreamBody::new(futures::stream::iter(frames)).boxed();
-                let mut response = Response::from_parts(parts, body);
-                let headers = response.headers_mut();
-                headers.insert(header::CONTENT_LENGTH, length.into());
-                Ok(response)
-            }
-            // Dropped with the connection, which the client ends.
-            Some(Fault::HoldAnswer) => std::future::pending().await,
-            Some(Fault::Gateway(status)) => Ok(made_up(status)),
-            _ => Ok(Response::from_parts(parts, whole(body))),
+            Some(Fault::LoseAnswer) => None,
+            Some(Fault::CutAnswer) => Some(Response::from_parts(parts, whole.half())),
+            // Dropped with the connection, or with the stream, which the client ends.
+            Some(Fault::HoldAnswer) => pending().await,
+            Some(Fault::Gateway(status)) => Some(made_up(status)),
+            _ => Some(Response::from_parts(parts, whole.body())),
         }
     }
 
-    async fn leave(&self) -> Result<Response<Bytes>, Cut> {
-        let (hold, name) = self.shared.upstream.hold();
+    /// Loses the connection over which it is being executed.
+    async fn leave(&self) {
+        let Some(upstream) = &self.shared.upstream else {
+            // Of two, one is executed, and the other is told so.
+            let two = [(); 2].map(|()| Box::pin(self.forward(None)));
+            drop(future::select_all(two).await);
+            return;
+        };
+        let (hold, name) = upstream.hold();
         tokio::select! {
-            // Dropped, and with it the connection.
             () = hold.begun() => {
                 let mut seen = self.shared.seen.lock().expect("no panic");
                 seen.get_mut(&self.key).expect("it was seen").held = Some(hold);
             }
-            // The server did not execute it.
+            // It was done before.
             _ = self.forward(Some(&name)) => {}
         }
-        Err(Cut)
     }
 
-    /// The second answer.
-    async fn twice(&self) -> Response<Bytes> {
-        let (hold, name) = self.shared.upstream.hold();
-        let mut first = std::pin::pin!(self.forward(Some(&name)));
+    /// The answer that comes first.
+    async fn twice(&self) -> Response<Whole> {
+        let Some(upstream) = &self.shared.upstream else {
+            let two = [(); 2].map(|()| Box::pin(self.forward(None)));
+            let (answer, _, others) = future::select_all(two).await;
+            future::join_all(others).await;
+            return answer;
+        };
+        let (hold, name) = upstream.hold();
+        let mut first = pin!(self.forward(Some(&name)));
         tokio::select! {
             () = hold.begun() => {
-                let second = self.forward(None);
                 let second = async {
-                    let second = second.await;
+                    let second = self.forward(None).await;
                     hold.let_go();
                     second
                 };
-                futures::future::join(first, second).await.1
+                future::join(first, second).await.1
             }
-            _ = &mut first => self.forward(None).await,
+            answer = &mut first => {
+                self.forward(None).await;
+                answer
+            }
         }
     }
 
     /// Over a connection of its own.
-    async fn forward(&self, hold: Option<&str>) -> Response<Bytes> {
+    async fn forward(&self, hold: Option<&str>) -> Response<Whole> {
         let mut request = Request::new(Full::new(self.body.clone()));
         *request.method_mut() = self.parts.method.clone();
         *request.uri_mut() = self.parts.uri.clone();
+        *request.version_mut() = self.parts.version;
         *request.headers_mut() = self.parts.headers.clone();
         if let Some(hold) = hold {
             let hold = hold.parse().expect("a name");
@@ -336,10 +417,15 @@ impl Try {
         let response = response
             .expect("the server answers")
             .expect("a whole answer");
+        let headers = response.headers();
+        // ABORTED.
+        let aborted = headers
+            .get("grpc-status")
+            .is_some_and(|status| status == "10");
+        let conflict = aborted || response.status() == StatusCode::CONFLICT;
         self.count(|counts| {
-            let replay = response.headers().contains_key("idempotent-replayed");
-            counts.replays += u64::from(replay);
-            counts.conflicts += u64::from(response.status() == StatusCode::CONFLICT);
+            counts.replays += u64::from(headers.contains_key("idempotent-replayed"));
+            counts.conflicts += u64::from(conflict);
         });
         response
     }
@@ -348,32 +434,39 @@ impl Try {
 async fn send(
     server: SocketAddr,
     request: Request<Full<Bytes>>,
-) -> Result<Response<Bytes>, Box<dyn std::error::Error + Send + Sync>> {
-    let stream = TcpStream::connect(server).await?;
-    let (mut sender, connection) = client::conn::http1::handshake(TokioIo::new(stream)).await?;
-    let answer = async {
-        let (parts, body) = sender.send_request(request).await?.into_parts();
-        let body = body.collect().await?.to_bytes();
-        Ok(Response::from_parts(parts, body))
-    };
-    // In one future: whoever drops it ends the connection.
-    let mut connection = std::pin::pin!(connection);
-    let mut answer = std::pin::pin!(answer);
-    tokio::select! {
-        answer = &mut answer => answer,
-        _ = &mut connection => answer.await,
+) -> Result<Response<Whole>, Box<dyn Error + Send + Sync>> {
+    let stream = TokioIo::new(TcpStream::connect(server).await?);
+    if request.version() == Version::HTTP_2 {
+        let executor = TokioExecutor::new();
+        let (mut sender, connection) = client::conn::http2::handshake(executor, stream).await?;
+        answer(sender.send_request(request), connection).await
+    } else {
+        let (mut sender, connection) = client::conn::http1::handshake(stream).await?;
+        answer(sender.send_request(request), connection).await
     }
 }
 
-fn whole(body: Bytes) -> Body {
-    Full::new(body)
-        .map_err(|never: Infallible| match never {})
-        .boxed()
+/// In one future: whoever drops it ends the connection.
+async fn answer(
+    response: impl Future<Output = hyper::Result<Response<Incoming>>>,
+    connection: impl Future<Output = hyper::Result<()>>,
+) -> Result<Response<Whole>, Box<dyn Error + Send + Sync>> {
+    let answer = async {
+        let (parts, body) = response.await?.into_parts();
+        let body = body.collect().await?;
+        let trailers = body.trailers().cloned();
+        let data = body.to_bytes();
+        Ok(Response::from_parts(parts, Whole { data, trailers }))
+    };
+    match future::select(pin!(answer), pin!(connection)).await {
+        Either::Left((answer, _)) => answer,
+        Either::Right((_, answer)) => answer.await,
+    }
 }
 
 /// As a load balancer puts it.
 fn made_up(status: u16) -> Response<Body> {
-    let mut response = Response::new(whole(Bytes::from_static(b"{}")));
+    let mut response = Response::new(body([Ok(Frame::data(Bytes::from_static(b"{}")))]));
     *response.status_mut() = StatusCode::from_u16(status).expect("a status");
     response
 }

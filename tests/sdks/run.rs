@@ -67,7 +67,7 @@ pub(crate) async fn run(
 ) -> Run {
     let network = Network::before(
         server,
-        Arc::clone(upstream),
+        Some(Arc::clone(upstream)),
         Arc::new(move |key| {
             let plan = PLANS[key.order % PLANS.len()].to_vec();
             if key.text.starts_with(OWN) || !plan.contains(&FATAL_TO_STRIPE) {
