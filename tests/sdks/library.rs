@@ -1,9 +1,8 @@
 //! The scripts beside this file: what they are told, and what they say.
 
 use std::{
-    fs::File,
-    io::{Read as _, Write as _},
-    path::{Path, PathBuf},
+    io::{Read as _, Seek as _, Write as _},
+    path::Path,
     process::{Command, Stdio},
     time::Duration,
 };
@@ -73,14 +72,8 @@ impl Library {
             Self::Stripe => "stripe_payments.py",
             Self::Square => "square_payments.py",
         };
-        let mut input = tempfile::tempfile().expect("a file");
-        for job in jobs {
-            let line = serde_json::to_string(job).expect("JSON");
-            writeln!(input, "{line}").expect("a line is written");
-        }
-        std::io::Seek::rewind(&mut input).expect("a file has a beginning");
         let arguments = [url.to_owned(), threads.to_string(), seconds.to_string()];
-        let output = run(script, &arguments, input).await;
+        let output = run(script, &arguments, jobs).await;
         let answers: Vec<_> = output
             .lines()
             .map(|line| serde_json::from_str::<Answer>(line).expect("an answer"))
@@ -94,13 +87,21 @@ impl Library {
     }
 }
 
-/// What one of the scripts prints, until it ends. Its errors appear among the test's.
-pub(crate) async fn run(script: &str, arguments: &[String], input: File) -> String {
-    let folder = folder();
+/// What one of the scripts prints, until it ends. It reads the jobs, and its errors appear among the
+/// test's.
+pub(crate) async fn run(script: &str, arguments: &[String], jobs: &[impl Serialize]) -> String {
+    let mut input = tempfile::tempfile().expect("a file");
+    for job in jobs {
+        let line = serde_json::to_string(job).expect("JSON");
+        writeln!(input, "{line}").expect("a line is written");
+    }
+    input.rewind().expect("a file has a beginning");
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/sdks");
+    let script = folder.join(script);
     let program = spawn_blocking(move || python(&folder.join("requirements.txt"))).await;
     let mut process = Process::start(
         Command::new(program.expect("an environment"))
-            .arg(folder_of(script))
+            .arg(script)
             .args(arguments)
             // Everything here is on this machine.
             .env("NO_PROXY", "127.0.0.1")
@@ -116,12 +117,4 @@ pub(crate) async fn run(script: &str, arguments: &[String], input: File) -> Stri
     let output = timeout(PATIENCE, output).await;
     let output = output.expect("the script ends in time").expect("no panic");
     output.expect("text")
-}
-
-fn folder() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/sdks")
-}
-
-fn folder_of(script: &str) -> PathBuf {
-    folder().join(script)
 }

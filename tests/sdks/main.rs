@@ -5,6 +5,9 @@
 //! Between a library and its server stands a network that loses requests and answers, doubles
 //! requests and ends connections. Whatever it does, each operation has one effect and one answer.
 
+mod example;
+mod gateway;
+mod grpc;
 mod layer;
 mod library;
 mod network;
