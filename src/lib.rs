@@ -60,7 +60,8 @@
 //! - `postgres`: [`PostgresStore`], on `sqlx`, without TLS unless you turn it on there.
 //! - `sqlite`: [`SqliteStore`], records in an SQLite file, which several processes of one machine may
 //!   share.
-//! - `grpc`: a service under the layer goes into a tonic server by itself.
+//! - `grpc`: gRPC calls are refused and judged by gRPC's own statuses; a service under the layer goes
+//!   into a tonic server by itself.
 //! - `client`: [`Execution::current`], for clients that make keys out of the execution they work for.
 //! - `testing`: the conformance suite, and a test of random operations, for stores of your own.
 //!

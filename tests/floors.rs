@@ -43,6 +43,9 @@ const HTTP: &[&str] = &[
     "hyper",
     "tower",
     "axum",
+    "tonic",
+    "tonic_types",
+    "prost",
 ];
 
 /// Within `server`, `layer` stands on top: it has the options and knows `service`.

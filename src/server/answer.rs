@@ -10,6 +10,8 @@ use http::{
 };
 use http_body::Body;
 
+#[cfg(feature = "grpc")]
+use super::grpc;
 use super::{
     body::{self, Collected, ResponseBody},
     codec,
@@ -51,6 +53,8 @@ where
                         let encoded = codec::encode(&parts, &frames, trailers, exact, cookies);
                         Ending::Completed(encoded.unwrap_or_else(|| bare(&parts)))
                     }
+                    // What was sent before the status says that something was done.
+                    Verdict::Rejected if is_grpc(&parts) && !frames.is_empty() => Ending::Failed,
                     Verdict::Rejected => Ending::Rejected,
                     Verdict::Failed => Ending::Failed,
                 };
@@ -90,10 +94,25 @@ pub(super) fn probed<B, E>(
 }
 
 fn not_replayable(config: &Config, parts: &response::Parts) -> Ending {
+    #[cfg(feature = "grpc")]
+    if is_grpc(parts) && grpc::code(&parts.headers, None).is_none() {
+        // It comes last, and nobody waits for it: there is nothing to judge by.
+        return Ending::Completed(bare(parts));
+    }
     match (config.judge)(parts, None) {
         Verdict::Completed => Ending::Completed(bare(parts)),
         Verdict::Rejected => Ending::Rejected,
         Verdict::Failed => Ending::Failed,
+    }
+}
+
+fn is_grpc(parts: &response::Parts) -> bool {
+    #[cfg(feature = "grpc")]
+    return grpc::is_grpc(&parts.headers);
+    #[cfg(not(feature = "grpc"))]
+    {
+        let _ = parts;
+        false
     }
 }
 

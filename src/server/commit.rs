@@ -11,7 +11,7 @@ use super::{
     answer::{is_exact, is_stream},
     body::{self, Collected, ResponseBody, Trailers},
     codec,
-    config::{Config, told},
+    config::{Config, Form, told},
 };
 use crate::{
     engine::{Answer, CommitError, Permit, Transaction},
@@ -135,7 +135,12 @@ fn refused(why: &'static str) -> CommitError {
 
 impl Config {
     /// The caller's view of a committed answer.
-    pub(super) fn committed<B>(&self, key: &StoreKey, answer: Answer) -> Response<ResponseBody<B>> {
+    pub(super) fn committed<B>(
+        &self,
+        form: Form,
+        key: &StoreKey,
+        answer: Answer,
+    ) -> Response<ResponseBody<B>> {
         match answer.kept.downcast::<Kept>() {
             Ok(kept) => {
                 let body = kept.body;
@@ -148,7 +153,7 @@ impl Config {
                 )
             }
             // Only `commit` puts an answer there for a request.
-            Err(_) => self.replay(key, &answer.payload),
+            Err(_) => self.replay(form, key, &answer.payload),
         }
     }
 }
