@@ -1,16 +1,21 @@
 //! grpcio, against the example `tonic`.
 
-use std::{collections::BTreeMap, path::Path, sync::Arc};
+use std::{collections::BTreeMap, net::SocketAddr, path::Path, sync::Arc};
 
 use serde::{Deserialize, Serialize};
+use tokio::{net::TcpListener, task::AbortHandle};
+use tonic::transport::server::TcpIncoming;
 
 use crate::{
+    bank::Bank,
     example::Example,
+    gateway::gateway,
     library::{self, Answer},
     network::{
         Fault::{self, *},
         Network,
     },
+    payments::payments_server::PaymentsServer,
     run::{OPERATIONS, Run, faults, own_key, plan},
     upstream::Effects,
 };
@@ -48,16 +53,15 @@ struct Paid {
     answer: Answer,
 }
 
-/// Makes calls over a bad network, tried again in one of the ways that the script knows. Says too
-/// whether each answer came again as it was.
-async fn lossy(retries: &str, what: &str) -> (Run, bool) {
-    let server = server();
-    let network = Network::before(server.address(), None, Arc::new(plan)).await;
+/// Makes calls over a bad network to `to`, tried again in one of the ways that the script knows.
+/// What was done is asked of `server`. Says too whether each answer came again as it was.
+async fn lossy(retries: &str, what: &str, to: SocketAddr, server: SocketAddr) -> (Run, bool) {
+    let network = Network::before(to, None, Arc::new(plan)).await;
     let meets = |fault: &Fault| matches!(fault, Duplicate | Leave);
     let jobs: Vec<_> = (0..OPERATIONS)
         .map(|n| Job {
             operation: n.to_string(),
-            amount: 100 + n as u64,
+            amount: amount(n),
             key: own_key(n),
             delay_ms: LONG * u64::from(faults(n).iter().any(meets)),
         })
@@ -65,7 +69,7 @@ async fn lossy(retries: &str, what: &str) -> (Run, bool) {
     let arguments = [
         protos(),
         network.address().to_string(),
-        server.address().to_string(),
+        server.to_string(),
         THREADS.to_string(),
         SECONDS.to_string(),
         retries.to_owned(),
@@ -73,7 +77,7 @@ async fn lossy(retries: &str, what: &str) -> (Run, bool) {
     let output = library::run("grpc_payments.py", &arguments, &jobs).await;
     let mut lines: Vec<_> = output.lines().collect();
     assert_eq!(lines.len(), OPERATIONS + 1, "{output}");
-    let paid: Vec<(String, String)> =
+    let paid: Vec<(u64, String)> =
         serde_json::from_str(lines.pop().expect("a last line")).expect("the payments");
     let (mut answers, mut same) = (Vec::new(), true);
     for line in lines {
@@ -81,22 +85,27 @@ async fn lossy(retries: &str, what: &str) -> (Run, bool) {
         same &= paid.same;
         answers.push(paid.answer);
     }
-    let operations: BTreeMap<_, _> = (0..OPERATIONS).map(|n| (own_key(n), n)).collect();
+    let operations: BTreeMap<_, _> = (0..OPERATIONS).map(|n| (amount(n), n)).collect();
     let mut effects = Effects::new();
-    for (key, payment) in paid {
-        // As of its first try.
-        let first = key.split('~').next().unwrap_or_default();
-        let operation = operations[first].to_string();
+    for (amount, payment) in paid {
+        let operation = operations[&amount].to_string();
         effects.entry(operation).or_default().push(payment);
     }
     let run = Run::judge("grpcio", what, &effects, &network, &answers);
     (run, same)
 }
 
+/// It tells the payments of one operation from those of another.
+fn amount(operation: usize) -> u64 {
+    100 + operation as u64
+}
+
 /// P2, P4, S09, S10: gRPC's own retry policy, which waits as long as it is told to.
 #[tokio::test]
 async fn p2_p4_grpcio_with_its_retry_policy() {
-    let (run, same) = lossy("policy", "its retry policy").await;
+    let server = server();
+    let to = server.address();
+    let (run, same) = lossy("policy", "its retry policy", to, to).await;
     run.assert_once();
     assert!(same, "another answer");
 }
@@ -104,18 +113,68 @@ async fn p2_p4_grpcio_with_its_retry_policy() {
 /// P2, P4, S09, S10.
 #[tokio::test]
 async fn p2_p4_grpcio_that_calls_again() {
-    let (run, same) = lossy("calls", "calls again").await;
+    let server = server();
+    let to = server.address();
+    let (run, same) = lossy("calls", "calls again", to, to).await;
     run.assert_once();
     assert!(same, "another answer");
 }
 
-/// S26: what the others show is neither the network's doing nor the client's.
+/// P2, P4, S09, S10: the gateway, before a service that knows nothing of keys.
 #[tokio::test]
-async fn s26_grpcio_with_a_new_key_for_each_try() {
-    lossy("careless", "a new key for each try")
+async fn p2_p4_grpcio_through_the_gateway() {
+    let server = Bare::start().await;
+    let gateway = gateway(server.address, "x-api-key", &["--upstream-http2"]);
+    let what = "calls again, the gateway";
+    let (run, same) = lossy("calls", what, gateway.address(), server.address).await;
+    run.assert_once();
+    assert!(same, "another answer");
+}
+
+/// What the others show is neither the network's doing nor the client's.
+#[tokio::test]
+async fn without_the_layer_effects_are_repeated() {
+    let server = Bare::start().await;
+    let to = server.address;
+    lossy("bare", "no protection", to, to)
         .await
         .0
         .assert_repeated();
+}
+
+/// S26: with a new key for each try it is no use.
+#[tokio::test]
+async fn s26_grpcio_with_a_new_key_for_each_try() {
+    let server = server();
+    let to = server.address();
+    let (run, _) = lossy("careless", "a new key for each try", to, to).await;
+    run.assert_repeated();
+}
+
+/// The service of the example without the layer, in this process, until it is dropped.
+struct Bare {
+    address: SocketAddr,
+    serving: AbortHandle,
+}
+
+impl Bare {
+    async fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let serving = tonic::transport::Server::builder()
+            .add_service(PaymentsServer::new(Bank::default()))
+            .serve_with_incoming(TcpIncoming::from(listener));
+        Self {
+            address,
+            serving: tokio::spawn(serving).abort_handle(),
+        }
+    }
+}
+
+impl Drop for Bare {
+    fn drop(&mut self) {
+        self.serving.abort();
+    }
 }
 
 /// What came of one call.
@@ -243,7 +302,8 @@ async fn i06_i07_i08_i09_grpcio_is_refused() {
     ];
     assert_eq!(paid.answered(), expected);
     println!(
-        "grpcio, operations 8, payments asked for {0}, effects {0}",
-        expected.len()
+        "grpcio, refusals and streams: payments of 7 operations {}, effects {}",
+        expected.len(),
+        paid.answered().len()
     );
 }

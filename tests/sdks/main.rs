@@ -5,6 +5,9 @@
 //! Between a library and its server stands a network that loses requests and answers, doubles
 //! requests and ends connections. Whatever it does, each operation has one effect and one answer.
 
+#[allow(dead_code, reason = "the example shows a count at its end")]
+#[path = "../../examples/tonic/bank.rs"]
+mod bank;
 mod example;
 mod gateway;
 mod grpc;
@@ -17,3 +20,14 @@ mod run;
 #[path = "../servers/mod.rs"]
 mod servers;
 mod upstream;
+
+#[allow(
+    clippy::all,
+    clippy::use_self,
+    missing_docs,
+    unreachable_pub,
+    reason = "generated"
+)]
+mod payments {
+    include!("../../examples/tonic/payments.v1.rs");
+}
