@@ -1,8 +1,12 @@
 //! What the gateway is told to do.
 
+mod path;
+
 use std::{net::SocketAddr, time::Duration};
 
 use http::{HeaderName, Method, Uri};
+
+pub(crate) use path::{PathPattern, plain};
 
 /// What the gateway is told to do. Nothing in it has to be checked again.
 #[derive(Clone, Debug)]
@@ -23,6 +27,8 @@ pub(crate) struct Config {
     pub(crate) header_read_timeout: Duration,
     /// The name of this gateway in `Via`.
     pub(crate) via: String,
+    /// Whether `Forwarded` and `X-Forwarded-*` are kept as they come: behind another proxy of ours.
+    pub(crate) trust_forwarded: bool,
     /// The bodies of all routes together, in bytes.
     pub(crate) buffer_limit: usize,
     /// The first that matches counts.
@@ -43,14 +49,6 @@ pub(crate) struct Route {
     pub(crate) takeover: Takeover,
     pub(crate) unknown: Unknown,
     pub(crate) lease: Duration,
-}
-
-/// Paths: `/v1/payments` is that one, `/v1/*` is `/v1` and all below it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum PathPattern {
-    Exact(String),
-    /// Without the `/*`.
-    Below(String),
 }
 
 /// Where the key stands.

@@ -1,0 +1,13 @@
+//! The configuration of the example `gateway`: how it is read, what is said of its mistakes, and
+//! how its routes cover requests. `tests/gateway` starts the program itself.
+
+#[path = "../../examples/gateway/config/mod.rs"]
+#[allow(dead_code, reason = "the program uses the rest")]
+mod config;
+#[path = "../../examples/gateway/outcome.rs"]
+mod outcome;
+#[path = "../../examples/gateway/routes.rs"]
+mod routes;
+
+mod paths;
+mod routing;
