@@ -373,10 +373,7 @@ async fn p8_u13_no_store_no_effect() {
     .await;
     assert_eq!(open.status(), 201);
     assert_eq!(seen.count(), 2);
-    sqlx::query("ROLLBACK")
-        .execute(&mut *holder)
-        .await
-        .unwrap();
+    sqlx::query("ROLLBACK").execute(&mut *holder).await.unwrap();
     // The claim that nobody waited for is given back.
     soon("the key", async {
         while told(&send(gateway.addr, false, post("b", "")).await) != (201, false) {}

@@ -33,7 +33,7 @@ use tokio::{
     time::timeout,
 };
 
-use crate::upstream::{HOLD, Hold, Upstream};
+use crate::upstream::{HOLD, Held, Upstream};
 
 /// A server that leaves a request without an answer for so long is broken.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -78,9 +78,8 @@ pub(crate) struct Key {
 pub(crate) struct Seen {
     faults: Vec<Fault>,
     pub(crate) tries: usize,
-    /// Another body than that of the first try, under the same key.
+    /// More than one where the client sent something else under the same key.
     pub(crate) bodies: Vec<Bytes>,
-    held: Option<Arc<Hold>>,
 }
 
 /// What was seen of all.
@@ -127,7 +126,10 @@ struct Shared {
     upstream: Option<Arc<Upstream>>,
     plan: Plan,
     seen: Mutex<HashMap<String, Seen>>,
+    /// What a try left in execution, by key.
+    held: Mutex<HashMap<String, Held>>,
     counts: Mutex<Counts>,
+    errors: Mutex<Vec<String>>,
 }
 
 impl Network {
@@ -144,7 +146,9 @@ impl Network {
             upstream,
             plan,
             seen: Mutex::default(),
+            held: Mutex::default(),
             counts: Mutex::default(),
+            errors: Mutex::default(),
         });
         let accepting = tokio::spawn(accept(listener, Arc::clone(&shared))).abort_handle();
         Self {
@@ -164,6 +168,11 @@ impl Network {
 
     pub(crate) fn counts(&self) -> Counts {
         *self.shared.counts.lock().expect("no panic")
+    }
+
+    /// Requests to which the server gave no whole answer.
+    pub(crate) fn errors(&self) -> Vec<String> {
+        self.shared.errors.lock().expect("no panic").clone()
     }
 
     /// By key.
@@ -194,6 +203,7 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
         });
     }
 }
+
 /// A body that breaks off.
 #[derive(Debug)]
 struct Broken;
@@ -316,9 +326,8 @@ impl Try {
     }
 
     /// What the last try left in execution.
-    fn held(&self) -> Option<Arc<Hold>> {
-        let mut seen = self.shared.seen.lock().expect("no panic");
-        seen.get_mut(&self.key).and_then(|seen| seen.held.take())
+    fn held(&self) -> Option<Held> {
+        self.shared.held.lock().expect("no panic").remove(&self.key)
     }
 
     /// `None` where the connection is to be cut.
@@ -344,12 +353,10 @@ impl Try {
                 self.leave().await;
                 None
             }
-            Some(Fault::Duplicate) => Some(self.twice().await),
-            _ => Some(self.forward(None).await),
+            Some(Fault::Duplicate) => self.twice().await,
+            _ => self.forward(None).await,
         };
-        if let Some(held) = held {
-            held.let_go();
-        }
+        drop(held);
         let (parts, whole) = answer?.into_parts();
         match fault {
             Some(Fault::LoseAnswer) => None,
@@ -369,11 +376,11 @@ impl Try {
             drop(future::select_all(two).await);
             return;
         };
-        let (hold, name) = upstream.hold();
+        let (held, name) = upstream.hold();
         tokio::select! {
-            () = hold.begun() => {
-                let mut seen = self.shared.seen.lock().expect("no panic");
-                seen.get_mut(&self.key).expect("it was seen").held = Some(hold);
+            () = held.begun() => {
+                let mut all = self.shared.held.lock().expect("no panic");
+                all.insert(self.key.clone(), held);
             }
             // It was done before.
             _ = self.forward(Some(&name)) => {}
@@ -381,20 +388,20 @@ impl Try {
     }
 
     /// The answer that comes first.
-    async fn twice(&self) -> Response<Whole> {
+    async fn twice(&self) -> Option<Response<Whole>> {
         let Some(upstream) = &self.shared.upstream else {
             let two = [(); 2].map(|()| Box::pin(self.forward(None)));
             let (answer, _, others) = future::select_all(two).await;
             future::join_all(others).await;
             return answer;
         };
-        let (hold, name) = upstream.hold();
+        let (held, name) = upstream.hold();
         let mut first = pin!(self.forward(Some(&name)));
         tokio::select! {
-            () = hold.begun() => {
+            () = held.begun() => {
                 let second = async {
                     let second = self.forward(None).await;
-                    hold.let_go();
+                    drop(held);
                     second
                 };
                 future::join(first, second).await.1
@@ -407,7 +414,7 @@ impl Try {
     }
 
     /// Over a connection of its own.
-    async fn forward(&self, hold: Option<&str>) -> Response<Whole> {
+    async fn forward(&self, hold: Option<&str>) -> Option<Response<Whole>> {
         let mut request = Request::new(Full::new(self.body.clone()));
         *request.method_mut() = self.parts.method.clone();
         *request.uri_mut() = self.parts.uri.clone();
@@ -417,10 +424,17 @@ impl Try {
             let hold = hold.parse().expect("a name");
             request.headers_mut().insert(HOLD, hold);
         }
-        let response = timeout(PATIENCE, send(self.shared.server, request)).await;
-        let response = response
-            .expect("the server answers")
-            .expect("a whole answer");
+        let error = match timeout(PATIENCE, send(self.shared.server, request)).await {
+            Ok(Ok(response)) => return Some(self.counted(response)),
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => format!("nothing in {PATIENCE:?}"),
+        };
+        let mut errors = self.shared.errors.lock().expect("no panic");
+        errors.push(format!("{}: {error}", self.key));
+        None
+    }
+
+    fn counted(&self, response: Response<Whole>) -> Response<Whole> {
         let headers = response.headers();
         // ABORTED.
         let aborted = headers

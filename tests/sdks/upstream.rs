@@ -19,7 +19,7 @@ use axum::{
 use serde_json::{Value, json};
 use tokio::{net::TcpListener, sync::Notify, task::AbortHandle};
 
-/// Names a request that the upstream is to hold: see [`Hold`].
+/// Names a request that the upstream is to hold: see [`Held`].
 pub(crate) const HOLD: &str = "x-hold";
 
 /// What was done: for each operation, by its own name, the payments that it caused.
@@ -32,21 +32,26 @@ pub(crate) struct Upstream {
     holds: Mutex<HashMap<String, Arc<Hold>>>,
 }
 
-/// A request that stays in execution, its effect done, until it is let go.
+/// A request that stays in execution, its effect done, until this is dropped.
+#[derive(Debug)]
+pub(crate) struct Held(Arc<Hold>);
+
 #[derive(Debug, Default)]
-pub(crate) struct Hold {
+struct Hold {
     begun: Notify,
     go: Notify,
 }
 
-impl Hold {
+impl Held {
     /// Until it is being executed.
     pub(crate) async fn begun(&self) {
-        self.begun.notified().await;
+        self.0.begun.notified().await;
     }
+}
 
-    pub(crate) fn let_go(&self) {
-        self.go.notify_one();
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.0.go.notify_one();
     }
 }
 
@@ -55,13 +60,13 @@ impl Upstream {
         self.effects.lock().expect("no panic").clone()
     }
 
-    /// A hold, and the value of [`HOLD`] that names it.
-    pub(crate) fn hold(&self) -> (Arc<Hold>, String) {
+    /// And the value of [`HOLD`] that names it.
+    pub(crate) fn hold(&self) -> (Held, String) {
         let hold = Arc::new(Hold::default());
         let mut holds = self.holds.lock().expect("no panic");
         let name = holds.len().to_string();
         holds.insert(name.clone(), Arc::clone(&hold));
-        (hold, name)
+        (Held(hold), name)
     }
 
     /// The services as `Stripe` and `Square` have them, as far as a payment goes.
