@@ -12,7 +12,11 @@ use std::{
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
-use http::{Method, Request, Response, StatusCode, Uri, Version, request};
+use http::{
+    HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version,
+    header::{CONTENT_LENGTH, TRANSFER_ENCODING},
+    request,
+};
 use http_body_util::{Either, Full};
 use hyper::{
     body::{Body, Frame, Incoming, SizeHint},
@@ -82,7 +86,7 @@ impl Upstream {
             client,
             rules: Arc::new(Rules {
                 via: config.via.clone(),
-                trust_forwarded: false,
+                trust_forwarded: config.trust_forwarded,
                 upstream: authority.clone(),
                 http2: config.upstream_http2,
             }),
@@ -117,6 +121,9 @@ impl Upstream {
             .request(parts, client, attempt)
             .map_err(Failure::Unfit)?;
 
+        if !rules.http2 {
+            frame(&parts.method, &mut parts.headers, &body);
+        }
         let progress = Arc::new(Progress::new());
         // Of the extensions nothing is for the client that sends it.
         let mut request = Request::new(Sending {
@@ -191,6 +198,20 @@ impl Service<Request<RequestBody<Incoming>>> for Upstream {
     fn call(&mut self, request: Request<RequestBody<Incoming>>) -> Self::Future {
         let answer = self.clone().answer(request);
         Box::pin(async { Ok(answer.await) })
+    }
+}
+
+/// Says how the body is framed over HTTP/1.1, where hyper would guess: a GET may have one of unknown
+/// length, and an empty POST says so (RFC 9110, 8.6), since many servers insist.
+fn frame(method: &Method, headers: &mut HeaderMap, body: &RequestBody<Incoming>) {
+    if headers.contains_key(CONTENT_LENGTH) {
+        return;
+    }
+    let meant_to_have_one = matches!(*method, Method::POST | Method::PUT | Method::PATCH);
+    if body.size_hint().exact().is_none() {
+        headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+    } else if body.is_end_stream() && meant_to_have_one {
+        headers.insert(CONTENT_LENGTH, HeaderValue::from(0));
     }
 }
 

@@ -19,19 +19,14 @@ use crate::{
     },
 };
 
-/// One route for all, on which an unknown outcome is kept.
-const KEEP: &str = "[[route]]\npath = \"/*\"\nscope = \"single-tenant\"\nunknown = \"keep\"\n";
 const QUICK: [&str; 2] = ["--upstream-timeout", "300ms"];
 
 /// U03: nobody there, so nothing was done: 502, and the key is free at once, for whatever payload.
 #[tokio::test]
 async fn u03_a_service_that_is_down_costs_no_key() {
-    for file in [None, Some(KEEP)] {
+    for unknown in ["retry", "keep"] {
         let addr = free_address();
-        let gateway = match file {
-            None => Gateway::start(addr, &[]),
-            Some(file) => Gateway::with_file(addr, &[], file),
-        };
+        let gateway = Gateway::start(addr, &["--unknown", unknown]);
         for body in ["1 EUR", "2 EUR"] {
             let answer = send(gateway.addr, false, post("k", body)).await;
             assert_eq!(told(&answer), (502, false));
@@ -119,7 +114,8 @@ async fn s04_p5_unknown_is_tried_again_by_default() {
 async fn s04_p2_unknown_is_kept_where_told() {
     for (fault, status, error) in FAULTS {
         let (seen, upstream) = faulty(fault).await;
-        let gateway = Gateway::with_file(upstream.addr, &QUICK, KEEP);
+        let flags = ["--upstream-timeout", "300ms", "--unknown", "keep"];
+        let gateway = Gateway::start(upstream.addr, &flags);
         for replayed in [false, true] {
             let failed = send(gateway.addr, false, post("k", "1 EUR")).await;
             assert_eq!(told(&failed), (status, replayed), "{fault:?}");

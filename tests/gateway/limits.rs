@@ -24,14 +24,11 @@ async fn lengths() -> (Seen, Upstream) {
     (seen, upstream.await)
 }
 
-const LIMITED: &str =
-    "[[route]]\npath = \"/*\"\nscope = \"single-tenant\"\nbody-limit = \"64KiB\"\n";
-
 /// P9, U16: a body of just the limit passes under a key, one byte more does not; without a key any does.
 #[tokio::test]
 async fn p9_u16_bodies() {
     let (seen, upstream) = lengths().await;
-    let gateway = Gateway::with_file(upstream.addr, &[], LIMITED);
+    let gateway = Gateway::start(upstream.addr, &["--body-limit", "64KiB"]);
     let limit = 64 * 1024;
     for http2 in [false, true] {
         let post = |key: &'static str, length: usize| {

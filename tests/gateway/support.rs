@@ -85,34 +85,17 @@ pub(crate) struct Gateway {
     pub(crate) process: Process,
     pub(crate) addr: SocketAddr,
     stdout: BufReader<ChildStdout>,
-    _file: Option<tempfile::NamedTempFile>,
 }
 
 impl Gateway {
     /// Before `upstream`, for one caller, with these flags besides.
     pub(crate) fn start(upstream: SocketAddr, flags: &[&str]) -> Self {
-        Self::spawn(upstream, flags, None)
-    }
-
-    /// The same with these lines in its file.
-    pub(crate) fn with_file(upstream: SocketAddr, flags: &[&str], file: &str) -> Self {
-        let path = tempfile::Builder::new().suffix(".toml").tempfile();
-        let path = path.expect("a file");
-        std::fs::write(path.path(), file).expect("a file that can be written");
-        Self::spawn(upstream, flags, Some(path))
-    }
-
-    fn spawn(upstream: SocketAddr, flags: &[&str], file: Option<tempfile::NamedTempFile>) -> Self {
         let mut command = Command::new(built());
         command
-            .args(["--listen", "127.0.0.1:0"])
+            .args(["--listen", "127.0.0.1:0", "--single-tenant"])
             .args(["--upstream", &format!("http://{upstream}")])
             .args(flags)
             .stdout(Stdio::piped());
-        match &file {
-            Some(file) => command.arg("--config").arg(file.path()),
-            None => command.arg("--single-tenant"),
-        };
         let mut process = Process::start(&mut command);
         let mut stdout = BufReader::new(process.stdout());
         let mut line = String::new();
@@ -129,7 +112,6 @@ impl Gateway {
             process,
             addr,
             stdout,
-            _file: file,
         }
     }
 

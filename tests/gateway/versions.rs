@@ -110,3 +110,48 @@ async fn u07_trailers_over_every_pair_of_protocols() {
         }
     }
 }
+
+/// A request's content arrives over every pair of protocols, of known length or not, with any method;
+/// and an empty one says that it is empty, which many servers insist on.
+#[tokio::test]
+async fn p10_content_is_framed_for_every_protocol() {
+    for (before, behind) in WAYS {
+        let seen = Seen::default();
+        let upstream = Upstream::start({
+            let seen = seen.clone();
+            move |request: Request<Incoming>| {
+                seen.note(request.headers());
+                async { Ok(created(crate::support::read(request.into_body()).await?)) }
+            }
+        })
+        .await;
+        let gateway = Gateway::start(upstream.addr, flags(behind));
+        for method in ["GET", "POST", "DELETE"] {
+            let method: http::Method = method.parse().unwrap();
+            for known in [true, false] {
+                let case = format!("{before} {behind} {method} {known}");
+                let content = if known {
+                    crate::support::full("content")
+                } else {
+                    let frames = [Ok(Frame::data(Bytes::from("content")))];
+                    BodyExt::boxed(StreamBody::new(stream::iter(frames)))
+                };
+                let framing = [("transfer-encoding", "chunked")];
+                let lines = if known || before { &[][..] } else { &framing };
+                let sent = request(method.clone(), "/", lines, content);
+                let answer = send(gateway.addr, before, sent).await;
+                assert_eq!(&answer.body()[..], b"content", "{case}");
+                let length = seen.line("content-length");
+                assert_eq!(length.as_deref(), known.then_some("7"), "{case}");
+            }
+        }
+        let sent = request(http::Method::POST, "/", &[], empty());
+        send(gateway.addr, before, sent).await;
+        assert_eq!(
+            seen.line("content-length").as_deref(),
+            Some("0"),
+            "{before} {behind}"
+        );
+        assert_eq!(seen.line("transfer-encoding"), None);
+    }
+}
