@@ -27,6 +27,7 @@ use crate::{
 
 fn config(routes: Vec<Route>) -> Config {
     Config {
+        demo: false,
         listen: "127.0.0.1:0".parse().unwrap(),
         upstream: "http://127.0.0.1:1".parse().unwrap(),
         store: "memory".to_owned(),
