@@ -75,7 +75,7 @@ fn every_flag_is_read() {
         "--upstream-http2",
         "--trust-forwarded",
         "--addr=[::]:0",
-        "--store=tiered:memory,sqlite:r.db",
+        "--store=tiered:memory,memory",
         "--connect-timeout=1s",
         "--upstream-timeout=1m 1s",
         "--idle-timeout=3s",
@@ -101,7 +101,7 @@ fn every_flag_is_read() {
     assert_eq!(config.upstream.authority().unwrap(), "[::1]:4000");
     assert!(!config.demo && config.upstream_http2 && config.trust_forwarded);
     assert_eq!(config.listen.to_string(), "[::]:0");
-    assert_eq!(config.store, "tiered:memory,sqlite:r.db");
+    assert_eq!(config.store, "tiered:memory,memory");
     assert_eq!(config.connect_timeout, seconds(1));
     assert_eq!(config.upstream_timeout, seconds(61));
     assert_eq!(config.idle_timeout, seconds(3));
@@ -144,9 +144,12 @@ fn without_an_upstream_it_is_one_to_try() {
 /// Flags win over the file, and where it has no routes they make the one.
 #[test]
 fn flags_win_over_the_file() {
-    let file = "upstream = 'http://a:1'\nstore = 'sqlite:r.db'\nvia = 'file'\n";
+    let file = "upstream = 'http://a:1'\nstore = 'tiered:memory,memory'\nvia = 'file'\n";
     let config = read_file(file, &["--via=flag", "--single-tenant", "--ttl=1h"]).unwrap();
-    assert_eq!((&*config.via, &*config.store), ("flag", "sqlite:r.db"));
+    assert_eq!(
+        (&*config.via, &*config.store),
+        ("flag", "tiered:memory,memory")
+    );
     assert_eq!(config.upstream, "http://a:1/");
     assert_eq!(config.routes[0].ttl, Duration::from_secs(60 * 60));
     let [first, last] = ["--via=one", "--via=two"];
@@ -286,18 +289,19 @@ fn u19_what_was_asked_is_answered() {
         );
     }
     let file = sample();
-    let flags = [
-        "--check",
-        "--store=tiered:memory,redis://:hunter2@127.0.0.1",
-    ];
-    let told = read_file(&file, &flags).unwrap_err();
+    let (far, kind) = match cfg!(feature = "redis") {
+        true => ("redis://:hunter2@127.0.0.1", "redis"),
+        false => ("memory", "memory"),
+    };
+    let store = format!("--store=tiered:memory,{far}");
+    let told = read_file(&file, &["--check", &store]).unwrap_err();
     assert_eq!(told.code, 0);
     assert!(!told.text.contains("hunter2"), "{}", told.text);
     for part in [
         "listens on 127.0.0.1:3000, for up to 10000 clients",
         "passes requests on to http://127.0.0.1:4000/ over HTTP/1.1",
         "502 where no connection is made in 5s, 504 where no answer begins in 1m",
-        "keeps records in: memory, then redis; bodies in memory: up to 256.0 MiB",
+        &format!("keeps records in: memory, then {kind}; bodies in memory: up to 256.0 MiB"),
         "1. POST /v1/payments",
         "key: the header idempotency-key; without one: refused with 400",
         "callers: told apart by x-api-key; without it: refused with 403",
