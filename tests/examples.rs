@@ -65,6 +65,7 @@ const EXAMPLES: &[(&str, Kind)] = &[
             "Four orders, ten calls, 4 payments.",
         ]),
     ),
+    ("gateway", Kind::Server),
     ("hyper", Kind::Server),
     ("payments", Kind::Server),
     (

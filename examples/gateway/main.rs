@@ -1,9 +1,15 @@
 //! A reverse proxy that gives idempotency to a service in any language.
 //!
-//! `cargo run --example gateway` starts it before a small service of its own; `README.md` beside
-//! this folder has requests to try. `-- --upstream http://127.0.0.1:4000` puts it before yours.
+//! `cargo run --example gateway` starts it before a small service of its own; `README.md` beside this
+//! folder has requests to try. `-- --upstream http://127.0.0.1:4000 --scope-header x-api-key` puts it
+//! before yours, `--help` names the options, and `gateway.toml` is a file with all of them.
+//!
+//! A request comes in at `serve`, goes through the layer of its route in `routes`, and out at
+//! `upstream`, with the head that `forward` makes of it. `failure` has the answers that the gateway
+//! gives itself, `outcome` what they say to the judge of a route. `config` reads the options.
 
 mod config;
+mod demo;
 mod failure;
 mod forward;
 mod outcome;
@@ -22,71 +28,24 @@ use std::{
     time::Duration,
 };
 
-use clap::Parser;
-use http::Uri;
-use tokio::{net::TcpListener, time::timeout};
+use http::{
+    Uri,
+    uri::{PathAndQuery, Scheme},
+};
+use tokio::{
+    net::{TcpListener, lookup_host},
+    time::timeout,
+};
 
 use crate::{config::Config, routes::Routes, serve::Gateway, upstream::Upstream};
 
-/// A reverse proxy that gives idempotency to a service in any language.
-#[derive(Parser)]
-struct Flags {
-    #[arg(
-        long,
-        alias = "listen",
-        value_name = "HOST:PORT",
-        default_value = "127.0.0.1:3000"
-    )]
-    addr: SocketAddr,
-    #[arg(long)]
-    single_tenant: bool,
-    #[arg(long, default_value = "retry")]
-    unknown: String,
-    #[arg(long, default_value = "retry")]
-    takeover: String,
-    #[arg(long, default_value = "30s", value_parser = dur)]
-    lease: Duration,
-    #[arg(long, default_value = "1MiB")]
-    body_limit: String,
-    #[arg(long, default_value = "tower-idempotency")]
-    via: String,
-    #[arg(long, default_value = "60s", value_parser = dur)]
-    upstream_timeout: Duration,
-    #[arg(long, default_value = "60s", value_parser = dur)]
-    idle_timeout: Duration,
-    #[arg(long, default_value = "30s", value_parser = dur)]
-    drain_timeout: Duration,
-    #[arg(long, default_value = "30s", value_parser = dur)]
-    header_read_timeout: Duration,
-    #[arg(long, default_value_t = 10000)]
-    max_connections: usize,
-    #[arg(long, value_name = "URL")]
-    upstream: Uri,
-    #[arg(long, value_name = "URL", default_value = "memory")]
-    store: String,
-    #[arg(long)]
-    upstream_http2: bool,
-    #[arg(long)]
-    scope_header: Option<String>,
-    #[arg(long)]
-    require_key: bool,
-    #[arg(long)]
-    ttl_secs: Option<u64>,
-}
-
-fn dur(s: &str) -> Result<Duration, String> {
-    let i = s.find(|c: char| !c.is_ascii_digit()).ok_or("unit")?;
-    let n: u64 = s[..i].parse().map_err(|_| "number")?;
-    Ok(match &s[i..] {
-        "ms" => Duration::from_millis(n),
-        "s" => Duration::from_secs(n),
-        _ => Duration::from_secs(3600 * n),
-    })
-}
-
 #[tokio::main]
 async fn main() -> ExitCode {
-    match run(Flags::parse()).await {
+    let config = match Config::from_args(std::env::args_os()) {
+        Ok(config) => config,
+        Err(ended) => return ended.say(),
+    };
+    match run(config).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error}");
@@ -95,67 +54,38 @@ async fn main() -> ExitCode {
     }
 }
 
-async fn run(flags: Flags) -> Result<(), String> {
-    let config = Config {
-        listen: flags.addr,
-        upstream: flags.upstream,
-        store: flags.store,
-        upstream_http2: flags.upstream_http2,
-        connect_timeout: Duration::from_secs(5),
-        upstream_timeout: flags.upstream_timeout,
-        idle_timeout: flags.idle_timeout,
-        drain_timeout: flags.drain_timeout,
-        max_connections: flags.max_connections,
-        header_read_timeout: flags.header_read_timeout,
-        via: flags.via,
-        trust_forwarded: false,
-        buffer_limit: 256 * 1024 * 1024,
-        routes: vec![config::Route {
-            path: config::PathPattern::all(),
-            methods: vec![http::Method::POST, http::Method::PATCH],
-            key: config::Key::Header(http::HeaderName::from_static("idempotency-key")),
-            required: flags.require_key,
-            scope: match &flags.scope_header {
-                Some(n) => config::ScopeBy::Header(n.parse().unwrap()),
-                None => config::ScopeBy::SingleTenant,
-            },
-            ttl: Duration::from_secs(flags.ttl_secs.unwrap_or(24 * 60 * 60)),
-            on_conflict: config::Conflict::Reject,
-            body_limit: if flags.body_limit == "64KiB" {
-                65536
-            } else {
-                1024 * 1024
-            },
-            takeover: if flags.takeover == "retry" {
-                config::Takeover::Retry
-            } else {
-                config::Takeover::Refuse
-            },
-            unknown: if flags.unknown == "retry" {
-                config::Unknown::Retry
-            } else {
-                config::Unknown::Keep
-            },
-            lease: flags.lease,
-        }],
-    };
-    let opened = store::open(&config.store).await?;
-    let routes = Routes::new(&config, opened.store);
+async fn run(mut config: Config) -> Result<(), String> {
+    if config.demo {
+        let started = demo::start().await;
+        let addr = started.map_err(|error| format!("no service to try it with: {error}"))?;
+        config.upstream = at(addr)?;
+    }
+    let routes = Routes::new(&config, store::open(&config.store).await?.store);
     let service = routes.service(Upstream::new(&config)?);
 
     let listener = TcpListener::bind(config.listen).await;
     let listener =
         listener.map_err(|error| format!("cannot listen on {}: {error}", config.listen))?;
     let addr = listener.local_addr().map_err(|error| error.to_string())?;
+    if is_itself(&config.upstream, addr).await {
+        return Err(format!(
+            "the upstream {} is this gateway itself",
+            config.upstream
+        ));
+    }
     // Before anybody is told the address, so that no signal is missed from then on.
     let mut signals =
         Signals::listen().map_err(|error| format!("cannot wait for signals: {error}"))?;
     say(format_args!("listening on http://{addr}"));
+    if config.demo {
+        say("no --upstream is given: behind it is a service to try it with, which takes orders");
+    }
 
     let gateway = Gateway::new(&config, service);
     gateway.serve(listener, signals.next()).await;
     say("stopping: what runs is finished first; once more to stop at once");
 
+    // First the connections; then the work that goes on although its client left.
     let finished = async {
         gateway.shutdown().await;
         routes.drain().await;
@@ -169,16 +99,34 @@ async fn run(flags: Flags) -> Result<(), String> {
     }
 }
 
-/// What is cut off has no key, or its key is free when its lease ends.
+/// What is cut off has no key, and then that is all; or its key stays taken until its lease ends.
 async fn cut_off<S>(gateway: &Gateway<S>, routes: &Routes) -> Result<(), String> {
-    say(format_args!(
-        "connections cut off: {}",
-        gateway.connections()
-    ));
+    let connections = gateway.connections();
+    say(format_args!("connections cut off: {connections}"));
     match timeout(Duration::ZERO, routes.drain()).await {
         Ok(()) => Ok(()),
         Err(_) => Err("some requests under keys did not end in time".to_owned()),
     }
+}
+
+fn at(addr: SocketAddr) -> Result<Uri, String> {
+    let uri = Uri::builder().scheme(Scheme::HTTP);
+    let uri = uri.authority(addr.to_string());
+    let uri = uri.path_and_query(PathAndQuery::from_static("/")).build();
+    uri.map_err(|error| error.to_string())
+}
+
+/// Whether requests to the upstream would come back, and go round for ever.
+async fn is_itself(upstream: &Uri, addr: SocketAddr) -> bool {
+    let host = upstream.host().unwrap_or_default();
+    let port = upstream.port_u16().unwrap_or(80);
+    // A name that leads nowhere yet may do so when it is needed.
+    let Ok(found) = lookup_host((host.trim_matches(['[', ']']), port)).await else {
+        return false;
+    };
+    let (ip, any) = (addr.ip(), addr.ip().is_unspecified());
+    let mut found = found.filter(|found| found.port() == addr.port());
+    found.any(|found| found.ip() == ip || any && found.ip().is_loopback())
 }
 
 struct Signals {

@@ -171,6 +171,7 @@ impl OtherSpelling {
             "detail": "Spelt otherwise, this path would be subject to other rules. Nothing was \
                        done. Send it in its plain spelling: as documented, in the same letters, \
                        and without `//`, `..`, needless escapes or a slash too many at its end.",
+            "error": "path_ambiguous",
         });
         let mut response = Response::new(Full::from(problem.to_string()));
         *response.status_mut() = StatusCode::BAD_REQUEST;

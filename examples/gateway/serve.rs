@@ -17,6 +17,7 @@ use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto,
 };
+use socket2::{SockRef, TcpKeepalive};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::{Semaphore, watch},
@@ -97,8 +98,11 @@ where
         let place = Arc::clone(&self.places).acquire_owned().await;
         let place = place.map_err(io::Error::other)?;
         let (stream, client) = listener.accept().await?;
-        // Answers are written whole; a client that is gone already says so later.
+        // Without them it works as well. A client that vanished is noticed by the second one, also
+        // where nobody writes to it.
         let _ = stream.set_nodelay(true);
+        let keep_alive = TcpKeepalive::new().with_time(self.idle_timeout);
+        let _ = SockRef::from(&stream).set_tcp_keepalive(&keep_alive);
         Ok((
             stream,
             Connection {

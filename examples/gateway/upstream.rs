@@ -79,7 +79,7 @@ impl Upstream {
             .http2_adaptive_window(true)
             .http2_keep_alive_interval(config.upstream_http2.then_some(KEEP_ALIVE))
             .set_host(false)
-            // Only what is certain not to have left: see `Canceled` in `failed`.
+            // Only what was never taken from its queue, because a kept connection was gone.
             .retry_canceled_requests(true)
             .build(connector);
         Ok(Self {
@@ -110,15 +110,12 @@ impl Upstream {
         body: RequestBody<Incoming>,
     ) -> Result<Response<Incoming>, Failure> {
         let connection = parts.extensions.remove::<Connection>();
+        let Connection { client, place } = connection.expect("each request says what it came over");
         let switch = parts.extensions.remove::<OnUpgrade>();
         let attempt = parts.extensions.get().map(Execution::attempt);
-        let client = match &connection {
-            Some(connection) => connection.client.ip(),
-            None => return Err(Failure::Unreachable),
-        };
         let rules = &self.rules;
         rules
-            .request(parts, client, attempt)
+            .request(parts, client.ip(), attempt)
             .map_err(Failure::Unfit)?;
 
         if !rules.http2 {
@@ -165,12 +162,10 @@ impl Upstream {
         rules.answer(&mut head);
         let mut answer = Response::from_parts(head, body);
         if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
-            let (Some(switch), Some(connection)) = (switch, connection) else {
-                // Nobody asked for it.
-                return Err(Failure::Broken);
-            };
+            // None where nobody asked for it.
+            let switch = switch.ok_or(Failure::Broken)?;
             let upstream = hyper::upgrade::on(&mut answer);
-            tokio::spawn(tunnel(switch, upstream, connection.place));
+            tokio::spawn(tunnel(switch, upstream, place));
         }
         Ok(answer)
     }

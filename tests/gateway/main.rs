@@ -11,9 +11,11 @@ mod grpc;
 mod heads;
 mod languages;
 mod limits;
+mod losses;
 mod rules;
 #[path = "../servers/mod.rs"]
 mod servers;
+mod starts;
 mod streams;
 mod support;
 mod tunnels;

@@ -139,7 +139,7 @@ impl Gateway {
 }
 
 /// The program that cargo builds beside the tests.
-fn built() -> PathBuf {
+pub(crate) fn built() -> PathBuf {
     let test = std::env::current_exe().expect("a running test has a path");
     let profile = test.ancestors().nth(2).expect("it is in target/*/deps");
     let program = profile.join("examples").join("gateway");
@@ -243,18 +243,22 @@ pub(crate) enum Client {
 
 impl Client {
     pub(crate) async fn connect(addr: SocketAddr, http2: bool) -> Self {
-        let stream = TcpStream::connect(addr).await.expect("a connection");
-        let stream = TokioIo::new(stream);
-        if http2 {
+        let client = Self::try_connect(addr, http2).await;
+        client.expect("a connection")
+    }
+
+    pub(crate) async fn try_connect(addr: SocketAddr, http2: bool) -> Option<Self> {
+        let stream = TokioIo::new(TcpStream::connect(addr).await.ok()?);
+        Some(if http2 {
             let handshake = http2::handshake(TokioExecutor::new(), stream).await;
-            let (sender, driver) = handshake.expect("a handshake");
+            let (sender, driver) = handshake.ok()?;
             tokio::spawn(driver);
             Self::Two(sender)
         } else {
-            let (sender, driver) = http1::handshake(stream).await.expect("a handshake");
+            let (sender, driver) = http1::handshake(stream).await.ok()?;
             tokio::spawn(driver.with_upgrades());
             Self::One(sender)
-        }
+        })
     }
 
     pub(crate) fn send(

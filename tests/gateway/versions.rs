@@ -155,3 +155,43 @@ async fn p10_content_is_framed_for_every_protocol() {
         assert_eq!(seen.line("transfer-encoding"), None);
     }
 }
+
+/// U22: what has no body gains none, and keeps the length that it states.
+#[tokio::test]
+async fn u22_answers_without_a_body() {
+    for (before, behind) in WAYS {
+        let upstream = Upstream::start(async |request: Request<Incoming>| {
+            let status = request.uri().path()[1..].parse::<u16>();
+            let mut answer = Response::builder().status(status.map_err(std::io::Error::other)?);
+            if request.method() == http::Method::HEAD {
+                answer = answer.header("content-length", "1234");
+            }
+            Ok(answer.body(empty()).unwrap())
+        })
+        .await;
+        let gateway = Gateway::start(upstream.addr, flags(behind));
+        for (method, path, length) in [
+            ("HEAD", "/200", Some("1234")),
+            ("HEAD", "/304", Some("1234")),
+            ("GET", "/204", None),
+            ("GET", "/304", None),
+            ("POST", "/204", None),
+        ] {
+            let case = format!("{before} {behind} {method} {path}");
+            for replayed in [false, method == "POST"] {
+                let method = method.parse().unwrap();
+                let sent = request(method, path, &[("idempotency-key", "k")], empty());
+                let answer = send(gateway.addr, before, sent).await;
+                assert_eq!(
+                    told(&answer),
+                    (path[1..].parse().unwrap(), replayed),
+                    "{case}"
+                );
+                let stated = answer.headers().get("content-length");
+                let stated = stated.map(|length| length.to_str().unwrap());
+                assert_eq!(stated, length, "{case}");
+                assert!(answer.body().is_empty());
+            }
+        }
+    }
+}

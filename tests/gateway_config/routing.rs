@@ -2,6 +2,7 @@
 
 use std::{
     convert::Infallible,
+    future::ready,
     pin::pin,
     sync::{
         Arc,
@@ -12,7 +13,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures::poll;
+use futures::{FutureExt as _, poll};
 use http::{HeaderName, Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Full};
 use tokio::sync::Semaphore;
@@ -27,6 +28,7 @@ use crate::{
 
 fn config(routes: Vec<Route>) -> Config {
     Config {
+        demo: false,
         listen: "127.0.0.1:0".parse().unwrap(),
         upstream: "http://127.0.0.1:1".parse().unwrap(),
         store: "memory".to_owned(),
@@ -167,6 +169,34 @@ async fn p2_p10_only_what_a_route_is_for_is_covered() {
             assert_eq!(gateway.status(with_key).await, 201, "{method} {uri}");
             assert_eq!(gateway.calls(), before + 1, "{method} {uri}");
         }
+    }
+}
+
+/// P10: to find out that no route is for a request costs no allocation.
+#[test]
+fn p10_what_no_route_is_for_costs_no_allocation() {
+    let routes = vec![route("/v1/pay"), route("/v1/quotes/*")];
+    let routes = Routes::new(&config(routes), Arc::new(MemoryStore::new()));
+    let upstream = service_fn(|request: Request<RequestBody<Full<Bytes>>>| {
+        drop(request);
+        ready(Ok::<_, Infallible>(Response::new(Full::<Bytes>::default())))
+    });
+    for (method, uri) in [
+        ("GET", "//V1/%70ay"),
+        ("POST", "/v2"),
+        ("POST", "/v1/payments/"),
+    ] {
+        let mut service = Some(routes.service(upstream));
+        let mut request = Some(post(uri));
+        if let Some(request) = &mut request {
+            *request.method_mut() = method.parse().unwrap();
+        }
+        let cost = allocation_counter::measure(|| {
+            let (mut service, request) = (service.take().unwrap(), request.take().unwrap());
+            let answer = service.call(request).now_or_never().unwrap().unwrap();
+            assert_eq!(answer.status(), 200);
+        });
+        assert_eq!(cost.count_total, 0, "{method} {uri}");
     }
 }
 

@@ -27,7 +27,7 @@ impl PathPattern {
         if base.contains('*') {
             return Err("has a `*` elsewhere than in a `/*` at its end");
         }
-        if !base.starts_with('/') && !(below && base.is_empty()) {
+        if !(base.starts_with('/') || below && base.is_empty()) {
             return Err("does not begin with `/`");
         }
         if base.contains('{') || base.contains("/:") {
@@ -67,6 +67,11 @@ impl PathPattern {
             below: true,
             plain: Vec::new(),
         }
+    }
+
+    /// The path that it is for, and below which others may be.
+    pub(crate) fn base(&self) -> &str {
+        &self.base
     }
 
     /// Whether it is for this path, as it is spelt.
