@@ -56,7 +56,7 @@ struct Paid {
 /// Makes calls over a bad network to `to`, tried again in one of the ways that the script knows.
 /// What was done is asked of `server`. Says too whether each answer came again as it was.
 async fn lossy(retries: &str, what: &str, to: SocketAddr, server: SocketAddr) -> (Run, bool) {
-    let network = Network::before(to, None, Arc::new(plan)).await;
+    let network = Network::before(&[to], None, Arc::new(plan)).await;
     let meets = |fault: &Fault| matches!(fault, Duplicate | Leave);
     let jobs: Vec<_> = (0..OPERATIONS)
         .map(|n| Job {

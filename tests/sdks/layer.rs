@@ -25,8 +25,8 @@ pub(crate) fn by_member(app: Router) -> Router {
 async fn u32_stripe_makes_its_keys() {
     let (upstream, server) = served(by_header).await;
     let what = "its keys, the layer";
-    let to = server.address();
-    run(Library::Stripe, Keys::OfTheLibrary, what, &upstream, to)
+    let to = [server.address()];
+    run(Library::Stripe, Keys::OfTheLibrary, what, &upstream, &to)
         .await
         .assert_once();
 }
@@ -36,23 +36,29 @@ async fn u32_stripe_makes_its_keys() {
 async fn u32_stripe_with_keys_of_the_application() {
     let (upstream, server) = served(by_header).await;
     let what = "the application's keys, the layer";
-    let to = server.address();
-    run(Library::Stripe, Keys::OfTheApplication, what, &upstream, to)
-        .await
-        .assert_once();
+    let to = [server.address()];
+    run(
+        Library::Stripe,
+        Keys::OfTheApplication,
+        what,
+        &upstream,
+        &to,
+    )
+    .await
+    .assert_once();
 }
 
 /// U32, S01: the key is in the body.
 #[tokio::test]
 async fn u32_s01_square() {
     let (upstream, server) = served(by_member).await;
-    let to = server.address();
+    let to = [server.address()];
     run(
         Library::Square,
         Keys::OfTheApplication,
         "the layer",
         &upstream,
-        to,
+        &to,
     )
     .await
     .assert_once();
@@ -66,7 +72,8 @@ async fn without_the_layer_effects_are_repeated() {
         (Library::Square, Keys::OfTheApplication),
     ] {
         let (upstream, server) = served(|app| app).await;
-        let run = run(library, keys, "no protection", &upstream, server.address()).await;
+        let to = [server.address()];
+        let run = run(library, keys, "no protection", &upstream, &to).await;
         run.assert_repeated();
     }
 }

@@ -8,7 +8,10 @@ use std::{
     future::{Future, pending},
     net::SocketAddr,
     pin::pin,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -114,7 +117,7 @@ impl fmt::Display for Counts {
     }
 }
 
-/// Forwards requests to a server, until it is dropped.
+/// Forwards requests, until it is dropped.
 pub(crate) struct Network {
     address: SocketAddr,
     shared: Arc<Shared>,
@@ -122,7 +125,8 @@ pub(crate) struct Network {
 }
 
 struct Shared {
-    server: SocketAddr,
+    servers: Vec<SocketAddr>,
+    next: AtomicUsize,
     upstream: Option<Arc<Upstream>>,
     plan: Plan,
     seen: Mutex<HashMap<String, Seen>>,
@@ -133,16 +137,18 @@ struct Shared {
 }
 
 impl Network {
-    /// `upstream` is what stands behind the server, if it can hold what it is told to.
+    /// Each request goes to the next one of the servers. `upstream` is what stands behind them, if
+    /// it can hold what it is told to.
     pub(crate) async fn before(
-        server: SocketAddr,
+        servers: &[SocketAddr],
         upstream: Option<Arc<Upstream>>,
         plan: Plan,
     ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
         let shared = Arc::new(Shared {
-            server,
+            servers: servers.to_vec(),
+            next: AtomicUsize::new(0),
             upstream,
             plan,
             seen: Mutex::default(),
@@ -424,7 +430,9 @@ impl Try {
             let hold = hold.parse().expect("a name");
             request.headers_mut().insert(HOLD, hold);
         }
-        let error = match timeout(PATIENCE, send(self.shared.server, request)).await {
+        let servers = &self.shared.servers;
+        let server = servers[self.shared.next.fetch_add(1, Relaxed) % servers.len()];
+        let error = match timeout(PATIENCE, send(server, request)).await {
             Ok(Ok(response)) => return Some(self.counted(response)),
             Ok(Err(error)) => error.to_string(),
             Err(_) => format!("nothing in {PATIENCE:?}"),

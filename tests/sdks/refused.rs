@@ -1,6 +1,6 @@
 //! What a library makes of a refusal.
 
-use std::sync::Arc;
+use std::{net::SocketAddr, sync::Arc};
 
 use axum::Router;
 use bytes::Bytes;
@@ -8,21 +8,23 @@ use http::{Response, StatusCode, header};
 use tower_idempotency::{Reason, Refusal};
 
 use crate::{
+    gateway::for_both,
     layer::{by_header, by_member, idempotency},
     library::{Answer, Job, Library},
     network::Network,
     run::served,
+    upstream::Upstream,
 };
 
-/// What comes of a payment, and of another one under the same key, which is not tried again (U32).
 async fn mismatch(library: Library, wrap: impl FnOnce(Router) -> Router) -> Answer {
     let (upstream, server) = served(wrap).await;
-    let network = Network::before(
-        server.address(),
-        Some(Arc::clone(&upstream)),
-        Arc::new(|_| Vec::new()),
-    )
-    .await;
+    mismatch_at(library, &upstream, server.address()).await
+}
+
+/// What comes of a payment, and of another one under the same key, which is not tried again (U32).
+async fn mismatch_at(library: Library, upstream: &Arc<Upstream>, to: SocketAddr) -> Answer {
+    let network =
+        Network::before(&[to], Some(Arc::clone(upstream)), Arc::new(|_| Vec::new())).await;
     let job = |operation: &str, amount| Job {
         operation: operation.to_owned(),
         amount,
@@ -58,6 +60,21 @@ async fn s07_square_raises_an_error_with_the_status() {
 async fn s07_stripe_raises_an_error() {
     let refused = mismatch(Library::Stripe, by_header).await;
     assert_eq!(refused.error.as_deref(), Some("AttributeError"));
+}
+
+/// S07, I09, U32: so it is through the gateway.
+#[tokio::test]
+async fn s07_the_libraries_raise_errors_through_the_gateway() {
+    for (library, error, status) in [
+        (Library::Stripe, "AttributeError", None),
+        (Library::Square, "ApiError", Some(422)),
+    ] {
+        let (upstream, server) = served(|app| app).await;
+        let gateway = for_both(server.address());
+        let refused = mismatch_at(library, &upstream, gateway.address()).await;
+        assert_eq!(refused.error.as_deref(), Some(error));
+        assert_eq!(refused.status, status);
+    }
 }
 
 /// The refusals as Stripe has them: a mismatch is a 400 there.

@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// For one try; one of them waits so long.
-const SECONDS: f64 = 2.0;
+const SECONDS: f64 = 5.0;
 
 const FAULTS: &[Fault] = &[
     LoseRequest,
@@ -45,7 +45,7 @@ async fn retried(library: Library, wrap: fn(Router) -> Router) -> Vec<Fault> {
     let (upstream, server) = served(wrap).await;
     let fault = |key: &str| FAULTS[key.parse::<usize>().expect("a number")];
     let network = Network::before(
-        server.address(),
+        &[server.address()],
         Some(Arc::clone(&upstream)),
         Arc::new(move |key| vec![fault(&key.text)]),
     )

@@ -1,6 +1,6 @@
 //! Payments that a library makes over a bad network, and the judgement of them.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{collections::BTreeSet, net::SocketAddr, sync::Arc};
 
 use axum::Router;
 
@@ -80,18 +80,19 @@ pub(crate) enum Keys {
     OfTheApplication,
 }
 
-/// Runs a library against a server with this upstream behind it, and prints the counts.
+/// Runs a library against servers with this upstream behind them, and prints the counts.
 pub(crate) async fn run(
     library: Library,
     keys: Keys,
     what: &str,
     upstream: &Arc<Upstream>,
-    server: std::net::SocketAddr,
+    servers: &[SocketAddr],
 ) -> Run {
-    let network = Network::before(server, Some(Arc::clone(upstream)), Arc::new(plan)).await;
+    let network = Network::before(servers, Some(Arc::clone(upstream)), Arc::new(plan)).await;
     let jobs: Vec<_> = (0..OPERATIONS)
         .map(|n| Job {
-            operation: n.to_string(),
+            // Others may pay there too.
+            operation: format!("{}-{n}", library.name()),
             amount: 100 + n as u64,
             key: (keys == Keys::OfTheApplication).then(|| own_key(n)),
             retries: 8,
@@ -141,7 +142,8 @@ impl Run {
             }
         }
         let counts = network.counts();
-        let effects = done.values().map(Vec::len).sum();
+        let done = answers.iter().filter_map(|it| done.get(&it.operation));
+        let effects = done.map(Vec::len).sum();
         println!("{library}, {what}: operations {OPERATIONS}, {counts}, effects {effects}");
         Self {
             counts,

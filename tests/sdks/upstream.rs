@@ -1,5 +1,4 @@
-//! A payment service that knows nothing of idempotency, and the places a request can go to: straight
-//! there, through the layer, or through the gateway.
+//! A payment service that knows nothing of idempotency, and counts what it does.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -69,7 +68,7 @@ impl Upstream {
         (Held(hold), name)
     }
 
-    /// The services as `Stripe` and `Square` have them, as far as a payment goes.
+    /// What Stripe and Square have, as far as a payment goes.
     pub(crate) fn routes(self: &Arc<Self>) -> Router {
         Router::new()
             .route("/v1/payment_intents", post(payment_intent))
