@@ -99,6 +99,7 @@ const EXAMPLES: &[(&str, Kind)] = &[
             "Four orders, ten calls, 4 payments.",
         ]),
     ),
+    ("gateway", Kind::Server),
     ("hyper", Kind::Server),
     (
         "memcached_store",

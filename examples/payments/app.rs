@@ -23,7 +23,8 @@ use tower_idempotency::{
 
 use crate::{
     ledger::Ledger,
-    transfers::{BoxError, Database, Transfer},
+    store::Database,
+    transfers::{BoxError, Transfer},
 };
 
 /// The longest time that a handler may be told to work.

@@ -102,6 +102,10 @@ async fn main() -> ExitCode {
 async fn run(flags: Flags) -> Result<(), String> {
     let ledger = Ledger::open(flags.ledger.as_deref())?;
     let Opened { store, database } = store::open(&flags.store).await?;
+    if let Some(database) = &database {
+        let created = database.create_table().await;
+        created.map_err(|error| format!("the table of transfers cannot be made: {error}"))?;
+    }
     let with_transfers = database.is_some();
     let idempotency = IdempotencyLayer::new(store, app::scope())
         .ttl(Duration::from_secs(flags.ttl_secs))

@@ -4,7 +4,16 @@ use std::{error::Error, sync::Arc};
 
 use tower_idempotency::{MemoryStore, Store, Tiered};
 
-use crate::transfers::{BoxError, Database};
+type BoxError = Box<dyn Error + Send + Sync>;
+
+/// Where the records are kept, if that is a database.
+#[derive(Clone)]
+pub(crate) enum Database {
+    #[cfg(feature = "postgres")]
+    Postgres(sqlx::PgPool),
+    #[cfg(feature = "sqlite")]
+    Sqlite(sqlx::SqlitePool),
+}
 
 /// A store, and the database that it keeps its records in, if it has one.
 pub(crate) struct Opened {
@@ -12,27 +21,22 @@ pub(crate) struct Opened {
     pub(crate) database: Option<Database>,
 }
 
-/// Opens the store, and makes its tables. Errors name the kind of store and never the whole URL,
+/// Opens the store, and makes its table. Errors name the kind of store and never the whole URL,
 /// which may hold a password.
 pub(crate) async fn open(url: &str) -> Result<Opened, String> {
-    let opened = match url.strip_prefix("tiered:") {
+    match url.strip_prefix("tiered:") {
         Some(tiers) => {
             let (near, far) = tiers
                 .split_once(',')
                 .ok_or("tiered: takes two stores, as in tiered:memory,redis://127.0.0.1:6379")?;
             let (near, far) = (open_one(near).await?, open_one(far).await?);
-            Opened {
+            Ok(Opened {
                 store: Arc::new(Tiered::new(near.store, far.store)),
                 database: far.database,
-            }
+            })
         }
-        None => open_one(url).await?,
-    };
-    if let Some(database) = &opened.database {
-        let created = database.create_table().await;
-        created.map_err(|error| format!("the table of transfers cannot be made: {error}"))?;
+        None => open_one(url).await,
     }
-    Ok(opened)
 }
 
 async fn open_one(url: &str) -> Result<Opened, String> {

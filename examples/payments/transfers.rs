@@ -13,7 +13,7 @@ use axum::response::Response;
 use serde::Serialize;
 use tower_idempotency::{Committed, Execution};
 
-use crate::app::Simulate;
+use crate::{app::Simulate, store::Database};
 
 pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -23,15 +23,6 @@ pub(crate) struct Transfer {
     pub(crate) key: String,
     pub(crate) scope: String,
     pub(crate) amount: i64,
-}
-
-/// Where the records are kept, if that is a database.
-#[derive(Clone)]
-pub(crate) enum Database {
-    #[cfg(feature = "postgres")]
-    Postgres(sqlx::PgPool),
-    #[cfg(feature = "sqlite")]
-    Sqlite(sqlx::SqlitePool),
 }
 
 impl Database {

@@ -209,6 +209,13 @@ impl<S: ?Sized> IdempotencyLayer<S> {
         self.set(|config| config.covers = Some(Arc::new(covers)))
     }
 
+    /// Whose a key is, instead of what [`new`](IdempotencyLayer::new) was told.
+    ///
+    /// Set it on a clone, for routes whose callers are told apart otherwise: both share the limits.
+    pub fn scope(self, scope: Scope) -> Self {
+        self.set(|config| config.scope = scope)
+    }
+
     /// Whether a covered request without a key is refused with 400 (S12). The default is `false`:
     /// it passes to the inner service untouched.
     ///

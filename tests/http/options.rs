@@ -163,6 +163,23 @@ async fn u25_layers_that_share_a_store_keep_their_settings() {
     assert_eq!(outcomes(&short, [unkeyed()]).await, [None]);
 }
 
+/// U25, U33: a clone can tell callers apart otherwise, and then shares no record with the original.
+#[tokio::test]
+async fn u25_u33_a_clone_has_a_scope_of_its_own() {
+    let store = MemoryStore::new();
+    let everybody = layer(store.clone());
+    let by_user = everybody.clone().scope(Scope::header("x-user"));
+    let from = |user| request("POST", "/pay", &[("idempotency-key", "k"), user], "b");
+    let (ann, bob) = (from(("x-user", "ann")), from(("x-user", "bob")));
+    assert_eq!(outcomes(&everybody, [post("k", "b")]).await, [RAN]);
+    let told = outcomes(&by_user, [ann.clone(), bob.clone(), ann]).await;
+    assert_eq!(told, [RAN, RAN, REPLAYED]);
+    let unknown = outcomes(&by_user, [post("k", "b")]).await;
+    assert_eq!(unknown, [refused(Reason::CallerUnknown)]);
+    assert_eq!(outcomes(&everybody, [bob]).await, [REPLAYED]);
+    assert_eq!(store.len(), 3);
+}
+
 /// P1, U25: one request may pass two layers over one store, a router's and a route's, say. The inner
 /// one does not wait for the outer one, nor refuse; where it names its records otherwise, both
 /// record.

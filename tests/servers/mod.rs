@@ -11,6 +11,7 @@ pub mod memcached;
 pub mod postgres;
 pub mod process;
 pub mod proxy;
+pub mod python;
 #[cfg(feature = "redis")]
 pub mod redis;
 pub mod skew;

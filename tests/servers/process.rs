@@ -112,6 +112,12 @@ impl Process {
     pub fn ended(&mut self) {
         wait_until("the process ends", || !self.is_running());
     }
+
+    /// The same, and with which code; none where a signal ended it.
+    pub fn code(&mut self) -> Option<i32> {
+        self.ended();
+        self.child.wait().ok()?.code()
+    }
 }
 
 impl Drop for Process {

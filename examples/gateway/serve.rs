@@ -1,0 +1,227 @@
+//! The listening side: connections, how many there may be, and how they end.
+
+use std::{
+    convert::Infallible,
+    io,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{Request, Response};
+use hyper::{
+    body::{Body, Incoming},
+    service::service_fn,
+};
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::conn::auto,
+};
+use socket2::{SockRef, TcpKeepalive};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::{Semaphore, watch},
+    time::{Instant, sleep_until},
+};
+use tower::{BoxError, Service, ServiceExt as _};
+
+use crate::{config::Config, upstream::Connection};
+
+/// The greatest head of a request, in bytes.
+const HEAD_LIMIT: u32 = 64 * 1024;
+
+/// Takes connections, until it is told to stop.
+pub(crate) struct Gateway<S> {
+    service: S,
+    server: auto::Builder<TokioExecutor>,
+    idle_timeout: Duration,
+    /// A place for each connection that there may be.
+    places: Arc<Semaphore>,
+    max_connections: u32,
+    stop: watch::Sender<bool>,
+}
+
+impl<S, B> Gateway<S>
+where
+    S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible>
+        + Clone
+        + Send
+        + 'static,
+    S::Future: Send,
+    B: Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<BoxError>,
+{
+    pub(crate) fn new(config: &Config, service: S) -> Self {
+        let mut server = auto::Builder::new(TokioExecutor::new());
+        server
+            .http1()
+            .timer(TokioTimer::new())
+            .header_read_timeout(config.header_read_timeout)
+            .max_buf_size(HEAD_LIMIT as usize);
+        server
+            .http2()
+            .timer(TokioTimer::new())
+            .adaptive_window(true)
+            .max_header_list_size(HEAD_LIMIT)
+            .keep_alive_interval(Some(config.idle_timeout));
+        let max_connections = u32::try_from(config.max_connections).unwrap_or(u32::MAX);
+        Self {
+            service,
+            server,
+            idle_timeout: config.idle_timeout,
+            places: Arc::new(Semaphore::new(max_connections as usize)),
+            max_connections,
+            stop: watch::Sender::new(false),
+        }
+    }
+
+    /// Serves until `signal`. With all places taken, whoever else connects waits for one.
+    pub(crate) async fn serve(&self, listener: TcpListener, signal: impl Future<Output = ()>) {
+        let mut signal = std::pin::pin!(signal);
+        loop {
+            let accepted = tokio::select! {
+                accepted = self.accept(&listener) => accepted,
+                () = &mut signal => return,
+            };
+            match accepted {
+                Ok((stream, connection)) => self.spawn(stream, connection),
+                Err(error) => {
+                    // Too many open files, say: others close theirs meanwhile.
+                    eprintln!("cannot accept: {error}");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            }
+        }
+    }
+
+    async fn accept(&self, listener: &TcpListener) -> io::Result<(TcpStream, Connection)> {
+        let place = Arc::clone(&self.places).acquire_owned().await;
+        let place = place.map_err(io::Error::other)?;
+        let (stream, client) = listener.accept().await?;
+        // Without them it works as well. A client that vanished is noticed by the second one, also
+        // where nobody writes to it.
+        let _ = stream.set_nodelay(true);
+        let keep_alive = TcpKeepalive::new().with_time(self.idle_timeout);
+        let _ = SockRef::from(&stream).set_tcp_keepalive(&keep_alive);
+        Ok((
+            stream,
+            Connection {
+                client,
+                place: Arc::new(place),
+            },
+        ))
+    }
+
+    fn spawn(&self, stream: TcpStream, connection: Connection) {
+        let use_ = Arc::new(Use::default());
+        let service = service_fn({
+            let (service, use_) = (self.service.clone(), Arc::clone(&use_));
+            let connection = connection.clone();
+            move |mut request: Request<Incoming>| {
+                let running = Running::begin(&use_);
+                request.extensions_mut().insert(connection.clone());
+                let answer = service.clone().oneshot(request);
+                async move {
+                    let answer = answer.await;
+                    drop(running);
+                    answer
+                }
+            }
+        });
+        let serving = self
+            .server
+            .serve_connection_with_upgrades(TokioIo::new(stream), service);
+        let serving = serving.into_owned();
+        let (mut stop, idle_timeout) = (self.stop.subscribe(), self.idle_timeout);
+        tokio::spawn(async move {
+            let mut serving = std::pin::pin!(serving);
+            let go_on = tokio::select! {
+                // However it ended: clients come and go.
+                _ = serving.as_mut() => false,
+                _ = stop.wait_for(|stop| *stop) => true,
+                () = use_.ends(idle_timeout) => true,
+            };
+            if go_on {
+                serving.as_mut().graceful_shutdown();
+                let _ = serving.await;
+            }
+            drop(connection);
+        });
+    }
+}
+
+impl<S> Gateway<S> {
+    /// Lets each connection finish what it has begun. Returns when there is none left; until then,
+    /// how many there are is told by [`connections`](Self::connections).
+    pub(crate) async fn shutdown(&self) {
+        self.stop.send_replace(true);
+        // Nobody closes it.
+        let _ = self.places.acquire_many(self.max_connections).await;
+    }
+
+    pub(crate) fn connections(&self) -> usize {
+        self.max_connections as usize - self.places.available_permits()
+    }
+}
+
+/// What a connection is used for.
+#[derive(Debug)]
+struct Use(Mutex<State>);
+
+#[derive(Clone, Copy, Debug)]
+struct State {
+    /// Requests that have no answer yet.
+    running: usize,
+    /// When the last one began or was answered.
+    last: Instant,
+}
+
+impl Default for Use {
+    fn default() -> Self {
+        Self(Mutex::new(State {
+            running: 0,
+            last: Instant::now(),
+        }))
+    }
+}
+
+impl Use {
+    fn change(&self, change: impl FnOnce(&mut usize)) {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        change(&mut state.running);
+        state.last = Instant::now();
+    }
+
+    /// Returns when there was no request for so long. An answer may still be on its way then: it is
+    /// finished, since the connection is not closed but let go.
+    async fn ends(&self, idle_timeout: Duration) {
+        loop {
+            let State { running, last } = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let now = Instant::now();
+            let end = match running {
+                0 => last + idle_timeout,
+                _ => now + idle_timeout,
+            };
+            if end <= now {
+                return;
+            }
+            sleep_until(end).await;
+        }
+    }
+}
+
+/// A request that has no answer yet.
+struct Running(Arc<Use>);
+
+impl Running {
+    fn begin(connection: &Arc<Use>) -> Self {
+        connection.change(|running| *running += 1);
+        Self(Arc::clone(connection))
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.change(|running| *running -= 1);
+    }
+}

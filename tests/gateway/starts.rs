@@ -1,0 +1,80 @@
+//! What keeps the gateway from starting: said in one line, with exit code 1. What is wrong with its
+//! options is in `tests/gateway_config`.
+
+use std::{
+    net::{SocketAddr, TcpListener},
+    process::Command,
+};
+
+use crate::{
+    servers::process::free_address,
+    support::{built, soon},
+};
+
+async fn refused(listen: SocketAddr, upstream: &str, store: &str) -> String {
+    let ended = tokio::task::spawn_blocking({
+        let (listen, upstream, store) = (listen.to_string(), upstream.to_owned(), store.to_owned());
+        move || {
+            Command::new(built())
+                .args(["--single-tenant", "--listen", &listen])
+                .args(["--upstream", &upstream, "--store", &store])
+                .output()
+        }
+    });
+    let ended = soon("its end", ended).await.unwrap().expect("it starts");
+    assert_eq!(ended.status.code(), Some(1));
+    assert!(ended.stdout.is_empty());
+    let said = String::from_utf8(ended.stderr).expect("text");
+    assert_eq!(said.lines().count(), 1, "{said}");
+    said.trim_end().to_owned()
+}
+
+#[tokio::test]
+async fn an_address_in_use() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = taken.local_addr().map(|addr| (addr, taken));
+    let (addr, _listener) = taken.unwrap();
+    let said = refused(addr, "http://127.0.0.1:1", "memory").await;
+    assert!(
+        said.starts_with(&format!("error: cannot listen on {addr}: ")),
+        "{said}"
+    );
+}
+
+/// Requests would go round for ever.
+#[tokio::test]
+async fn an_upstream_that_is_the_gateway_itself() {
+    for (listen, host) in [
+        ("127.0.0.1", "127.0.0.1"),
+        ("127.0.0.1", "localhost"),
+        ("0.0.0.0", "127.0.0.1"),
+        ("[::]", "[::1]"),
+    ] {
+        let port = free_address().port();
+        let listen = format!("{listen}:{port}").parse().unwrap();
+        let said = refused(listen, &format!("http://{host}:{port}"), "memory").await;
+        assert!(
+            said.contains("is this gateway itself"),
+            "{listen} {host}: {said}"
+        );
+    }
+}
+
+/// U19: and no password is shown.
+#[tokio::test]
+async fn u19_a_store_that_cannot_be_opened() {
+    let any = "127.0.0.1:0".parse().unwrap();
+    let nowhere = "sqlite:/nowhere/records.db";
+    let said = refused(any, "http://127.0.0.1:1", nowhere).await;
+    assert!(
+        said.starts_with("error: the store `sqlite` cannot be opened: "),
+        "{said}"
+    );
+    let redis = format!("redis://:secret@{}", free_address());
+    let said = refused(any, "http://127.0.0.1:1", &redis).await;
+    assert!(
+        said.starts_with("error: the store `redis` cannot be opened: "),
+        "{said}"
+    );
+    assert!(!said.contains("secret"), "{said}");
+}
