@@ -6,6 +6,7 @@
 //! A server that is not installed fails the test, with what to install. Nothing is skipped.
 #![allow(dead_code, unreachable_pub, reason = "each target uses a part")]
 
+pub mod example;
 pub mod memcached;
 #[cfg(feature = "postgres")]
 pub mod postgres;
