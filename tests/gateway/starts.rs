@@ -36,25 +36,6 @@ async fn an_address_in_use() {
     );
 }
 
-/// Requests would go round for ever.
-#[tokio::test]
-async fn an_upstream_that_is_the_gateway_itself() {
-    for (listen, host) in [
-        ("127.0.0.1", "127.0.0.1"),
-        ("127.0.0.1", "localhost"),
-        ("0.0.0.0", "127.0.0.1"),
-        ("[::]", "[::1]"),
-    ] {
-        let port = free_address().port();
-        let listen = format!("{listen}:{port}").parse().unwrap();
-        let said = refused(listen, &format!("http://{host}:{port}"), "memory").await;
-        assert!(
-            said.contains("is this gateway itself"),
-            "{listen} {host}: {said}"
-        );
-    }
-}
-
 /// U19: and no password is shown.
 #[tokio::test]
 async fn u19_a_store_that_cannot_be_opened() {
