@@ -7,6 +7,8 @@
 //! No spelling of a path leads past a route: where the path as it was sent and its
 //! [plain spelling](plain) belong to different routes, the request is refused with 400. An upstream
 //! that takes `/v1//payments` for `/v1/payments` would otherwise carry it out without a key.
+//! What else an upstream makes of paths (`/v1/payments.json`, say) it alone knows; a route for `/*`
+//! at the end covers that, too.
 
 use std::{
     future::{Ready, ready},
