@@ -146,7 +146,9 @@ impl Upstream {
             answered = sending => answered,
             failure = progress.stops(self.timeout) => {
                 let failure = failed(failure);
-                complain(&parts.method, &format!("nothing for {:?}", self.timeout));
+                if failure != Failure::SlowClient {
+                    complain(&parts.method, &format!("nothing for {:?}", self.timeout));
+                }
                 return Err(failure);
             }
         };
