@@ -17,6 +17,7 @@
 //! ```
 
 use std::{
+    borrow::Cow,
     cell::Cell,
     error::Error,
     fmt,
@@ -24,6 +25,7 @@ use std::{
     sync::{Arc, LazyLock},
 };
 
+use sfv::{Parser, StringRef};
 use sha2::{Digest, Sha256};
 
 /// The key that a client chose for one logical operation: 1 to 255 characters, each visible ASCII
@@ -65,6 +67,58 @@ impl IdempotencyKey {
         }))
     }
 
+    /// The key in the value of a header: a structured-field string, whose parameters are ignored,
+    /// or bare; where `strict`, only the former.
+    pub(crate) fn in_field(value: &[u8], strict: bool) -> Result<Cow<'_, str>, InvalidKey> {
+        let value = value.trim_ascii();
+        if value.first() == Some(&b'"') {
+            let string = Parser::new(value)
+                .parse_item::<Cow<'_, StringRef>>()
+                .map_err(|_| InvalidKey::new("the key is not a structured-field string"))?;
+            let key = match string {
+                Cow::Borrowed(string) => Cow::Borrowed(string.as_str()),
+                Cow::Owned(string) => Cow::Owned(string.into()),
+            };
+            Self::check(&key)?;
+            return Ok(key);
+        }
+        if strict && !value.is_empty() {
+            return Err(InvalidKey::new("the key is not in double quotes"));
+        }
+        if value.contains(&b',') {
+            return Err(InvalidKey::new(
+                "there is a comma in the key, as if two keys were joined",
+            ));
+        }
+        if value.contains(&b'"') {
+            return Err(InvalidKey::new("there is a double quote in the key"));
+        }
+        let key = std::str::from_utf8(value)
+            .map_err(|_| InvalidKey::new("the key holds a byte that is not ASCII"))?;
+        Self::check(key)?;
+        Ok(Cow::Borrowed(key))
+    }
+
+    /// The value of a header with this key: bare, unless it would be read back as another one or
+    /// as none, or `quoted` is asked for.
+    #[cfg(feature = "client")]
+    pub(crate) fn to_field(&self, quoted: bool) -> Cow<'_, str> {
+        let bare = Self::in_field(self.0.as_bytes(), false);
+        if !quoted && bare.is_ok_and(|read| read == *self.0) {
+            return Cow::Borrowed(&self.0);
+        }
+        let mut field = String::with_capacity(self.0.len() + 2);
+        field.push('"');
+        for character in self.0.chars() {
+            if matches!(character, '"' | '\\') {
+                field.push('\\');
+            }
+            field.push(character);
+        }
+        field.push('"');
+        Cow::Owned(field)
+    }
+
     /// The key, in clear.
     #[must_use]
     pub fn as_str(&self) -> &str {
@@ -80,11 +134,11 @@ impl fmt::Debug for IdempotencyKey {
 
 /// Why a key was refused. The message names the fault and never the key.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct InvalidKey(std::borrow::Cow<'static, str>);
+pub struct InvalidKey(Cow<'static, str>);
 
 impl InvalidKey {
     /// A fault, described for the client that sent the key.
-    pub fn new(reason: impl Into<std::borrow::Cow<'static, str>>) -> Self {
+    pub fn new(reason: impl Into<Cow<'static, str>>) -> Self {
         Self(reason.into())
     }
 }

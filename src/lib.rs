@@ -42,6 +42,7 @@
 //! | Where are records kept? | [`Store`], [`MemoryStore`], [`RedisStore`], [`PostgresStore`], [`SqliteStore`], [`Tiered`] |
 //! | How may a record change? | [`machine`] |
 //! | How for a function, not HTTP? | [`function`] |
+//! | How for requests that go out? | [`client`] |
 //!
 //! # Runtime
 //!
@@ -60,8 +61,9 @@
 //! - `postgres`: [`PostgresStore`], on `sqlx`, without TLS unless you turn it on there.
 //! - `sqlite`: [`SqliteStore`], records in an SQLite file, which several processes of one machine may
 //!   share.
-//! - `grpc`: a service under the layer goes into a tonic server by itself.
-//! - `client`: [`Execution::current`], for clients that make keys out of the execution they work for.
+//! - `grpc`: gRPC calls are refused and judged by gRPC's own statuses; a service under the layer goes
+//!   into a tonic server by itself, and its handlers commit replies together with rows.
+//! - `client`: the other end, requests that go out: [`client`], and [`Execution::current`].
 //! - `testing`: the conformance suite, and a test of random operations, for stores of your own.
 //!
 //! [draft]: https://datatracker.ietf.org/doc/html/draft-ietf-httpapi-idempotency-key-header-07
@@ -83,6 +85,9 @@
 )]
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "client")]
+#[cfg_attr(docsrs, doc(cfg(feature = "client")))]
+pub mod client;
 mod engine;
 mod fingerprint;
 pub mod function;
@@ -94,6 +99,7 @@ mod record;
 mod server;
 #[cfg(doc)]
 #[doc = include_str!("docs/stacks.md")]
+#[cfg_attr(feature = "grpc", doc = include_str!("docs/tonic.md"))]
 pub mod stacks {}
 pub mod store;
 mod telemetry;

@@ -23,6 +23,8 @@ use http_body_util::{BodyExt, Full};
 use hyper_util::{rt::TokioIo, service::TowerToHyperService};
 use tokio::sync::oneshot;
 use tower::{Layer, Service, service_fn};
+#[cfg(feature = "json")]
+use tower_idempotency::Operation;
 use tower_idempotency::{IdempotencyLayer, MemoryStore, RequestBody, Scope};
 
 const KIB: usize = 1024;
@@ -124,6 +126,26 @@ async fn a_covered_request_allocates_little() {
     assert!(first <= 17, "{first} for a first request");
     let replay = least(&|_| "key-0".to_owned());
     assert!(replay <= 9, "{replay} for a replay");
+}
+
+/// What the first call of a function takes: a transaction, which this store cannot have, costs
+/// nothing.
+#[cfg(feature = "json")]
+#[tokio::test]
+async fn a_function_allocates_little() {
+    let operation = Operation::new("payment", MemoryStore::new());
+    let costs = (0..100).map(|n| {
+        let key = format!("key-{n}");
+        let cost = measure(|| {
+            let paid = operation.call(&key).input(&100);
+            let paid = paid.run(|_| async { Ok::<_, Infallible>(1) });
+            let done = paid.now_or_never().unwrap().unwrap();
+            assert!(!done.is_replayed());
+        });
+        cost.count_total
+    });
+    let first = costs.min().unwrap();
+    assert!(first <= 15, "{first} for a first call");
 }
 
 /// What a server over HTTP/1.1 takes while `client` is busy.

@@ -54,6 +54,40 @@ const EXAMPLES: &[(&str, Kind)] = &[
         ]),
     ),
     (
+        "client",
+        Kind::Program(&[
+            "hyper-1: the request is lost",
+            "hyper-1: payment 1, 201",
+            "hyper-2: the answer is lost",
+            "hyper-2: payment 2, 201, replayed",
+            "hyper-3: the answer breaks off",
+            "hyper-3: payment 3, 201, replayed",
+            "hyper-4: refused with 503",
+            "hyper-4: payment 4, 201",
+            "hyper: 4 operations, 8 tries, 4 effects",
+            "reqwest-3: payment 7, 201, replayed",
+            "reqwest: 4 operations, 8 tries, 4 effects",
+            "tonic-3: payment 11, replayed",
+            "tonic: 4 operations, 8 tries, 4 effects",
+        ]),
+    ),
+    (
+        "forwarding",
+        Kind::Program(&[
+            "confirmed: attempt 1 (First), charge 1 and charge 2",
+            "answered: 500",
+            "confirmed: attempt 2 (Retry), charge 3 and charge 4",
+            "the connection breaks",
+            "confirmed: attempt 2 (Retry), charge 5 and charge 6",
+            "the connection breaks",
+            "the process dies",
+            "confirmed: attempt 2 (Takeover), charge 7 and charge 8",
+            "replayed: attempt 2 (Retry), charge 3 and charge 4",
+            "4 orders, 7 attempts, 1 death.",
+            "16 requests, 8 charges, 4 receipts.",
+        ]),
+    ),
+    (
         "function",
         Kind::Program(&[
             "paid: payment 1 over 500 cents",
@@ -67,8 +101,76 @@ const EXAMPLES: &[(&str, Kind)] = &[
     ),
     ("gateway", Kind::Server),
     ("hyper", Kind::Server),
+    (
+        "memcached_store",
+        Kind::Program(&[
+            "paid: payment 1",
+            "replayed: payment 1",
+            "paid: payment 2",
+            "old records are dropped:",
+            "A duplicate of order 1 pays a second time:",
+            "paid: payment",
+            "A duplicate of order 2 pays while the first call still does:",
+            "paid: payment",
+            "gets the receipt that is recorded:",
+            "replayed: payment",
+            "# With 1 MB and `-M`",
+            "the next refused before anything ran",
+            "refused: the work did not run, since the store failed: the memcached store is full",
+            "Nothing is dropped: a duplicate of order 1 gets its receipt:",
+            "replayed: payment 1",
+            "none waits any more",
+        ]),
+    ),
     ("payments", Kind::Server),
+    (
+        "tonic",
+        Kind::Program(&[
+            "paid: payment 1, attempt 1",
+            "replayed: payment 1, attempt 1",
+            "FailedPrecondition, MISMATCH: ",
+            "paid: payment 2, attempt 1",
+            "Aborted, IN_PROGRESS: ",
+            "Aborted, IN_PROGRESS: ",
+            "Unavailable: simulated failure",
+            "paid: payment 3, attempt 2",
+            "gave up: true",
+            "replayed: payment 4, attempt 1",
+            "InvalidArgument: how much?",
+            "InvalidArgument, KEY_MISSING: ",
+            "paid: 3 payments",
+            "replayed: 3 payments",
+            "paid: [34, 33, 33]",
+            "replayed: [34, 33, 33]",
+            "DeadlineExceeded, BODY_TOO_SLOW: ",
+            "paid: payment 11, attempt 0",
+            "Payments: 11",
+        ]),
+    ),
     ("transfer", Kind::Server),
+    (
+        "worker",
+        Kind::Program(&[
+            "19 messages: 12 orders",
+            "ann dies before the effect",
+            "bob dies between effect and record",
+            "cid: ",
+            "order-3: paid 300 cents",
+            "cid dies after the record, before it says so",
+            "Two others work",
+            "settlement:2026-11-20: attempt 1 (First), 0 of 3 payouts on record",
+            "settlement:2026-11-20 dies between effect and record",
+            "settlement:2026-11-20: attempt 2 (Takeover), 1 of 3 payouts on record",
+            "shop-1 was paid",
+            "shop-2 is paid",
+            "19 messages, ",
+            " deliveries, 4 set aside",
+            "payments: the bank was asked ",
+            ", and paid 12",
+            "payouts: the bank was asked 4 times, and paid 3",
+            "12 orders, 12 payments: each was paid once.",
+        ]),
+    ),
 ];
 
 fn of_kind(server: bool) -> impl Iterator<Item = (&'static str, Kind)> {
@@ -154,6 +256,43 @@ async fn p4_u08_u21_each_server_finishes_what_it_began() {
             let last = printed.lines().last();
             assert_eq!(last, Some(effect), "{case}: {printed}");
         }
+    }
+}
+
+/// P4, U08, U21: what plays a scene by itself serves, too, where it is told so, and stops as the others do.
+#[tokio::test]
+async fn p4_u08_u21_tonic_serves_and_stops() {
+    // Seven cents, in a frame: as it happens, the bytes are text.
+    let seven_cents = "\0\0\0\0\u{7}\u{8}\u{7}\u{12}\u{3}EUR";
+    let lines = [
+        ("content-type", "application/grpc"),
+        ("x-api-key", "alice"),
+        ("idempotency-key", "k"),
+    ];
+    // The same, and what makes it wait for a second. P4, U08: its client does not.
+    let slowly = "\0\0\0\0\u{d}\u{8}\u{7}\u{12}\u{3}EUR\u{1a}\u{4}\u{8}\u{88}\0";
+    for signal in ["TERM", "INT"] {
+        let mut server = Server::start("tonic", &[]);
+        for replayed in [false, true] {
+            let path = "/payments.v1.Payments/Pay";
+            let call = request(Method::POST, path, &lines, seven_cents);
+            let answer = send(server.addr, true, call).await;
+            assert_eq!(answer.headers()["payment-status"], "succeeded");
+            assert_eq!(is_replay(&answer), replayed);
+        }
+        let mut lines = lines;
+        lines[2].1 = "slow";
+        let call = || {
+            let call = request(Method::POST, "/payments.v1.Payments/Pay", &lines, slowly);
+            tokio::spawn(send(server.addr, true, call))
+        };
+        // Of two equal ones one is refused, so the other runs.
+        let (refused, _, rest) = futures::future::select_all([call(), call()]).await;
+        assert_eq!(refused.expect("no panic").headers()["grpc-status"], "10");
+        rest.iter().for_each(tokio::task::JoinHandle::abort);
+        server.signal(signal);
+        assert_eq!(server.exit_code().await, Some(0), "{signal}");
+        assert_eq!(server.rest_of_stdout(), "stopped. Payments: 2\n");
     }
 }
 
@@ -508,8 +647,13 @@ struct Server {
 
 impl Server {
     fn start(name: &str, flags: &[&str]) -> Self {
+        let addr = match name {
+            // It plays its scene unless it is told where to serve.
+            "tonic" => "--serve",
+            _ => "--addr",
+        };
         let mut process = built(name)
-            .args(["--addr", "127.0.0.1:0"])
+            .args([addr, "127.0.0.1:0"])
             .args(flags)
             .stdout(Stdio::piped())
             .stderr(Stdio::inherit())

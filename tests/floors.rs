@@ -32,10 +32,10 @@ const FLOORS: &[&[&str]] = &[
         "engine",
         "testing",
     ],
-    &["server", "function"],
+    &["server", "function", "client"],
 ];
 
-/// Outside of `server`, nobody has heard of HTTP.
+/// Outside of `server` and `client`, nobody has heard of HTTP.
 const HTTP: &[&str] = &[
     "http",
     "http_body",
@@ -43,6 +43,9 @@ const HTTP: &[&str] = &[
     "hyper",
     "tower",
     "axum",
+    "tonic",
+    "tonic_types",
+    "prost",
 ];
 
 /// Within `server`, `layer` stands on top: it has the options and knows `service`.
@@ -140,6 +143,21 @@ fn violations_are_caught() {
             "function/run mentions http",
         ),
         (
+            "function/run.rs",
+            "use crate::client::Purpose;",
+            "function/run -> client/key",
+        ),
+        (
+            "client/key.rs",
+            "use crate::server::L;",
+            "client/key -> server/layer",
+        ),
+        (
+            "server/service.rs",
+            "use crate::client::Purpose;",
+            "server/service -> client/key",
+        ),
+        (
             "engine/core.rs",
             "use http::StatusCode;",
             "engine/core mentions http",
@@ -213,9 +231,14 @@ fn what_is_sound_is_not_reported() {
             "server/layer.rs",
             "use super::{service::{self, S}, extract}; use crate::{Store, engine};",
         ),
+        ("client/retry.rs", "use http::Request; use crate::engine;"),
         (
             "server/service.rs",
             "use super::extract::Key; use crate::{engine::Engine, key::Key};",
+        ),
+        (
+            "client/key.rs",
+            "use http::Request; use crate::engine::Engine;",
         ),
         (
             "store/mod.rs",
@@ -245,6 +268,8 @@ fn sound() -> BTreeMap<String, String> {
         ("engine/mod.rs", "mod core; pub(crate) use self::core::Engine; #[cfg(test)] mod tests;"),
         ("engine/core.rs", "use crate::store::Store as _;"),
         ("engine/tests.rs", ""),
+        ("client/mod.rs", "mod key; pub use key::Purpose;"),
+        ("client/key.rs", "use crate::key::Key;"),
         ("server/mod.rs", "mod extract; mod layer; mod service; pub use layer::L;"),
         ("server/layer.rs", "use super::service::S;"),
         ("server/service.rs", "use crate::engine::Engine;"),
@@ -319,7 +344,7 @@ fn faults(sources: &BTreeMap<String, String>) -> Vec<String> {
                 faults.push(format!("{name} -> {known}"));
             }
         }
-        if module[0] != "server" {
+        if !["server", "client"].contains(&module[0].as_str()) {
             let mentioned = HTTP.iter().filter(|what| file.names.contains(**what));
             faults.extend(mentioned.map(|what| format!("{name} mentions {what}")));
         }

@@ -15,6 +15,8 @@ use bytes::Bytes;
 use sha2::{Digest, Sha256};
 use tokio::sync::Notify;
 
+#[cfg(feature = "client")]
+use crate::engine::purposes::Purposes;
 use crate::{
     engine::{core::Engine, transaction::Fate},
     key::{StoreKey, push_hex},
@@ -65,6 +67,9 @@ struct Inner {
     open: AtomicUsize,
     /// What knows how an answer of this execution is recorded.
     front: OnceLock<Front>,
+    /// What it calls other services for.
+    #[cfg(feature = "client")]
+    purposes: Purposes,
 }
 
 #[cfg(feature = "client")]
@@ -89,13 +94,16 @@ impl Execution {
             fate: Mutex::new(None),
             open: AtomicUsize::new(0),
             front: OnceLock::new(),
+            #[cfg(feature = "client")]
+            purposes: Purposes::default(),
         }))
     }
 
     /// The execution that this code is part of: inside a handler that runs under a key, inside the
     /// work of an [`Operation`](crate::Operation), and in whatever they await.
     ///
-    /// `None` elsewhere, also in a task that the handler spawned: give it a clone.
+    /// `None` elsewhere, also in a task that the handler spawned: give it a clone. An answer's body
+    /// that is sent on as it comes, since it is a stream or too large, has it only until then.
     ///
     /// ```
     /// use std::convert::Infallible;
@@ -149,6 +157,11 @@ impl Execution {
 
     pub(super) fn open(&self) -> &AtomicUsize {
         &self.0.open
+    }
+
+    #[cfg(feature = "client")]
+    pub(super) fn purposes(&self) -> &Purposes {
+        &self.0.purposes
     }
 
     pub(super) fn engine(&self) -> &Engine {
@@ -243,17 +256,25 @@ impl Execution {
     /// 32 lower-case hex digits. It does not depend on the record, so it is the same also where
     /// the store lost the record and the operation runs again; it is therefore the same, too, for
     /// a new operation that uses the client's key again after the record expired.
+    ///
+    /// Feature `client`: a [`SetIdempotencyKeyLayer`](crate::client::SetIdempotencyKeyLayer) sends
+    /// such keys by itself.
     #[must_use]
     pub fn derive(&self, purpose: &str) -> String {
+        let mut derived = String::with_capacity(32);
+        push_hex(&mut derived, &self.derived(purpose));
+        derived
+    }
+
+    /// The same, as bytes.
+    pub(super) fn derived(&self, purpose: &str) -> [u8; 16] {
         let key = self.0.key.as_str();
         let digest = Sha256::new()
             .chain_update((key.len() as u64).to_be_bytes())
             .chain_update(key)
             .chain_update(purpose)
             .finalize();
-        let mut derived = String::with_capacity(32);
-        push_hex(&mut derived, &digest[..16]);
-        derived
+        *digest.first_chunk().expect("a digest of 32 bytes")
     }
 
     /// Whether another execution is known to have taken the key over. This one can record nothing

@@ -10,6 +10,8 @@ mod begin;
 mod core;
 mod execution;
 mod gauge;
+#[cfg(feature = "client")]
+mod purposes;
 mod running;
 mod transaction;
 mod waiting;
@@ -23,6 +25,8 @@ pub use core::OnConflict;
 pub(crate) use execution::Front;
 pub use execution::{CheckpointError, Execution};
 pub(crate) use gauge::{Gauge, Permit};
+#[cfg(feature = "client")]
+pub(crate) use purposes::{PurposeRefused, PurposeUse};
 pub(crate) use running::{Ended, Ending, Running};
 pub(crate) use transaction::Answer;
 pub use transaction::{CommitError, Transaction};

@@ -28,7 +28,9 @@
 //!
 //! # A consumer of a queue
 //!
-//! A queue delivers a message at least once, often twice (S27). Its id is the key:
+//! A queue delivers a message at least once, often twice (S27). Its id is the key; where a producer
+//! may send twice, and so under two ids, what the message is about is: an order's number, say.
+//! `examples/worker.rs` has the whole of it, on a Redis stream, with workers that die.
 //!
 //! ```
 //! # #[cfg(feature = "json")]

@@ -82,7 +82,10 @@ impl<C> Run<C> {
         Fut: Future<Output = Result<T, E>>,
     {
         let execution = running.execution().clone();
-        execution.answered_by(commit::front::<T, C>(&self.operation));
+        // Elsewhere no transaction can begin, and nobody asks.
+        if self.operation.store().transactional().is_some() {
+            execution.answered_by(commit::front::<T, C>(&self.operation));
+        }
         let ended = running.watch(async {
             match work(execution).await {
                 Ok(value) => (Ending::Completed(self.encode(&value)), Ok(value)),

@@ -10,12 +10,16 @@ use http::{
 };
 use http_body::Body;
 
+#[cfg(not(feature = "grpc"))]
+use super::body::Trailers;
 use super::{
     body::{self, Collected, ResponseBody},
     codec,
     config::Config,
     verdict::Verdict,
 };
+#[cfg(feature = "grpc")]
+use super::{grpc, reply::Trailing};
 use crate::{engine::Ending, record::Payload};
 
 /// Judges the handler's answer, and makes ready what is recorded and what is sent.
@@ -51,6 +55,8 @@ where
                         let encoded = codec::encode(&parts, &frames, trailers, exact, cookies);
                         Ending::Completed(encoded.unwrap_or_else(|| bare(&parts)))
                     }
+                    // What was sent before the status says that something was done.
+                    Verdict::Rejected if is_grpc(&parts) && !frames.is_empty() => Ending::Failed,
                     Verdict::Rejected => Ending::Rejected,
                     Verdict::Failed => Ending::Failed,
                 };
@@ -80,20 +86,44 @@ pub(super) fn probed<B, E>(
     config: &Config,
     response: Response<Bytes>,
 ) -> (Ending, Result<Response<ResponseBody<B>>, E>) {
+    #[cfg(feature = "grpc")]
+    let (response, trailers) = {
+        let mut response = response;
+        let trailers = response.extensions_mut().remove::<Trailing>();
+        (response, trailers.map(|trailers| Box::new(trailers.0)))
+    };
+    #[cfg(not(feature = "grpc"))]
+    let trailers: Trailers = None;
     let (parts, body) = response.into_parts();
     let frames = [body];
-    let encoded = codec::encode(&parts, &frames, None, true, config.replay_set_cookie);
+    let cookies = config.replay_set_cookie;
+    let encoded = codec::encode(&parts, &frames, trailers.as_deref(), true, cookies);
     let ending = Ending::Completed(encoded.unwrap_or_else(|| bare(&parts)));
     let [body] = frames;
-    let response = Response::from_parts(parts, ResponseBody::full(body));
+    let response = Response::from_parts(parts, ResponseBody::buffered(body, trailers, true, None));
     (ending, Ok(response))
 }
 
 fn not_replayable(config: &Config, parts: &response::Parts) -> Ending {
+    #[cfg(feature = "grpc")]
+    if is_grpc(parts) && grpc::code(&parts.headers, None).is_none() {
+        // It comes last, and nobody waits for it: there is nothing to judge by.
+        return Ending::Completed(bare(parts));
+    }
     match (config.judge)(parts, None) {
         Verdict::Completed => Ending::Completed(bare(parts)),
         Verdict::Rejected => Ending::Rejected,
         Verdict::Failed => Ending::Failed,
+    }
+}
+
+fn is_grpc(parts: &response::Parts) -> bool {
+    #[cfg(feature = "grpc")]
+    return grpc::is_grpc(&parts.headers);
+    #[cfg(not(feature = "grpc"))]
+    {
+        let _ = parts;
+        false
     }
 }
 

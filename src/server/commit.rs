@@ -11,7 +11,7 @@ use super::{
     answer::{is_exact, is_stream},
     body::{self, Collected, ResponseBody, Trailers},
     codec,
-    config::{Config, told},
+    config::{Config, Form, told},
 };
 use crate::{
     engine::{Answer, CommitError, Permit, Transaction},
@@ -60,7 +60,8 @@ impl<T: DatabaseTransaction> Transaction<T> {
     ///
     /// The answer is recorded whatever its status, since the rows are: no verdict is asked for. The
     /// caller gets it, and so does every retry, whatever happens afterwards: an error, a panic, a
-    /// layer that changes the answer. Make it the last thing that the handler does.
+    /// layer that changes the answer. Make it the last thing that the handler does. With the feature
+    /// `grpc`, a tonic handler has `commit_reply`.
     ///
     /// It succeeds also after the lease ended, as long as nobody took over.
     ///
@@ -135,7 +136,12 @@ fn refused(why: &'static str) -> CommitError {
 
 impl Config {
     /// The caller's view of a committed answer.
-    pub(super) fn committed<B>(&self, key: &StoreKey, answer: Answer) -> Response<ResponseBody<B>> {
+    pub(super) fn committed<B>(
+        &self,
+        form: Form,
+        key: &StoreKey,
+        answer: Answer,
+    ) -> Response<ResponseBody<B>> {
         match answer.kept.downcast::<Kept>() {
             Ok(kept) => {
                 let body = kept.body;
@@ -148,7 +154,7 @@ impl Config {
                 )
             }
             // Only `commit` puts an answer there for a request.
-            Err(_) => self.replay(key, &answer.payload),
+            Err(_) => self.replay(form, key, &answer.payload),
         }
     }
 }

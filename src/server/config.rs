@@ -8,6 +8,8 @@ use http::{
     response,
 };
 
+#[cfg(feature = "grpc")]
+use super::grpc;
 use super::{
     body::{ReadLimits, ResponseBody},
     codec,
@@ -31,6 +33,26 @@ pub(super) type ValidateKey = Arc<dyn Fn(&IdempotencyKey) -> Result<(), InvalidK
 pub(super) type Judge = Arc<dyn Fn(&response::Parts, Option<&HeaderMap>) -> Verdict + Send + Sync>;
 pub(super) type ReplayStatus = Arc<dyn Fn(StatusCode) -> StatusCode + Send + Sync>;
 pub(super) type OnRefusal = Arc<dyn Fn(&Refusal, Response<Bytes>) -> Response<Bytes> + Send + Sync>;
+
+/// How a caller is told that it is refused.
+#[derive(Clone, Copy)]
+pub(super) enum Form {
+    Problem,
+    #[cfg(feature = "grpc")]
+    Grpc,
+}
+
+impl Form {
+    /// What the sender of such a request reads.
+    pub(super) fn of(headers: &HeaderMap) -> Self {
+        #[cfg(feature = "grpc")]
+        if grpc::is_grpc(headers) {
+            return Self::Grpc;
+        }
+        let _ = headers;
+        Self::Problem
+    }
+}
 
 /// The options of a layer, and what its services share.
 #[derive(Clone)]
@@ -92,8 +114,13 @@ impl Config {
         }
     }
 
-    pub(super) fn refused<B>(&self, refusal: &Refusal) -> Response<ResponseBody<B>> {
-        let response = refusal.response(self.docs_url.as_deref());
+    pub(super) fn refused<B>(&self, form: Form, refusal: &Refusal) -> Response<ResponseBody<B>> {
+        let docs_url = self.docs_url.as_deref();
+        let response = match form {
+            Form::Problem => refusal.response(docs_url),
+            #[cfg(feature = "grpc")]
+            Form::Grpc => grpc::refused(refusal, docs_url),
+        };
         match &self.on_refusal {
             None => response,
             Some(on_refusal) => on_refusal(refusal, response),
@@ -101,10 +128,15 @@ impl Config {
         .map(ResponseBody::full)
     }
 
-    pub(super) fn replay<B>(&self, key: &StoreKey, payload: &Payload) -> Response<ResponseBody<B>> {
+    pub(super) fn replay<B>(
+        &self,
+        form: Form,
+        key: &StoreKey,
+        payload: &Payload,
+    ) -> Response<ResponseBody<B>> {
         if !payload.is_replayable() {
             let reason = Reason::NotReplayable;
-            let response = self.refused(&self.refusal(reason, None));
+            let response = self.refused(form, &self.refusal(reason, None));
             return told(response, Some(key), Outcome::Refused(reason));
         }
         let answer = match codec::decode(payload) {
@@ -112,15 +144,16 @@ impl Config {
             Err(error) => {
                 telemetry::unreadable(key, &error);
                 let reason = Reason::StoreUnavailable;
-                let response = self.refused(&self.refusal(reason, None));
+                let response = self.refused(form, &self.refusal(reason, None));
                 return told(response, Some(key), Outcome::Refused(reason));
             }
         };
         let body = ResponseBody::buffered(answer.body, answer.trailers, answer.exact, None);
         let mut response = Response::new(body);
-        *response.status_mut() = match &self.replay_status {
-            Some(map) => map(answer.status),
-            None => answer.status,
+        *response.status_mut() = match (&self.replay_status, form) {
+            (Some(map), Form::Problem) => map(answer.status),
+            // To gRPC it says nothing, and has to be 200.
+            _ => answer.status,
         };
         *response.headers_mut() = answer.headers;
         response

@@ -16,7 +16,7 @@ use super::{
     admission::{Admitted, Turned, admit},
     answer::{answered, probed},
     body::{BufferedBody, RequestBody, ResponseBody},
-    config::{Config, told},
+    config::{Config, Form, told},
     extract::InHead,
     takeover::Probed,
 };
@@ -35,6 +35,7 @@ pub(super) struct Covered<Svc> {
     pub(super) config: Arc<Config>,
     pub(super) stage: Arc<Stage>,
     pub(super) inner: Inner<Svc>,
+    pub(super) form: Form,
     /// The head of the request, until the handler gets it.
     pub(super) head: Parts,
 }
@@ -146,7 +147,7 @@ impl<Svc: Clone> Covered<Svc> {
             Turned::Refused { refusal, unread } => (&*refusal, *unread),
             Turned::Keyless(body) => return self.pass_on(std::mem::take(body)).await,
         };
-        let mut response = self.config.refused(refusal);
+        let mut response = self.config.refused(self.form, refusal);
         if unread && self.head.version < Version::HTTP_2 {
             // The server has to close what it cannot read on; the client is to know it before it
             // sends another request (RFC 9112, 9.6).
@@ -188,7 +189,7 @@ impl<Svc: Clone> Covered<Svc> {
             match begin.await {
                 // Boxed, since a replay needs no room for it.
                 Begin::Run(running) => Box::pin(self.run(running, std::mem::take(body))).await,
-                Begin::Replay(payload) => Ok(self.config.replay(key, &payload)),
+                Begin::Replay(payload) => Ok(self.config.replay(self.form, key, &payload)),
                 Begin::Refuse(taken) => Ok(self.refused(key, taken.into())),
                 Begin::StoreFailed(reason, _) => Ok(self.refused(key, reason)),
                 Begin::Unprotected => {
@@ -203,7 +204,7 @@ impl<Svc: Clone> Covered<Svc> {
 
     fn refused<B>(&self, key: &StoreKey, reason: Reason) -> Response<ResponseBody<B>> {
         let refusal = self.config.refusal(reason, Some(key.parts().key));
-        let response = self.config.refused(&refusal);
+        let response = self.config.refused(self.form, &refusal);
         told(response, Some(key), Outcome::Refused(reason))
     }
 
@@ -259,14 +260,16 @@ impl<Svc: Clone> Covered<Svc> {
                     if let Some(answer) = running.committed() {
                         // Whatever came after the commit: this is what a retry gets, too.
                         self.inner.not_called();
-                        return Ok(self.config.committed(execution.store_key(), answer));
+                        return Ok(self
+                            .config
+                            .committed(self.form, execution.store_key(), answer));
                     }
                     match ended {
                         Ok((ending, _)) if running.forgot_to_commit(&ending) => {
                             let config = &self.config;
                             let reason = Reason::NotCommitted;
                             let refusal = config.refusal(reason, Some(execution.key()));
-                            (Ending::Failed, Ok(config.refused(&refusal)))
+                            (Ending::Failed, Ok(config.refused(self.form, &refusal)))
                         }
                         Ok(ended) => ended,
                         Err(panic) => {
@@ -299,12 +302,16 @@ impl<Svc: Clone> Covered<Svc> {
                 Ended::Recorded => outcome,
                 Ended::NotReplayable => Outcome::NotReplayable,
                 Ended::Unrecorded => Outcome::Unrecorded,
-                Ended::Superseded(Some(payload)) => return Ok(config.replay(store_key, &payload)),
-                Ended::Committed(answer) => return Ok(config.committed(store_key, answer)),
+                Ended::Superseded(Some(payload)) => {
+                    return Ok(config.replay(self.form, store_key, &payload));
+                }
+                Ended::Committed(answer) => {
+                    return Ok(config.committed(self.form, store_key, answer));
+                }
                 // Sent, this answer could differ from the one that will be recorded.
                 Ended::Superseded(None) if completed => {
                     let refusal = config.refusal(Reason::InProgress, Some(execution.key()));
-                    let response = config.refused(&refusal);
+                    let response = config.refused(self.form, &refusal);
                     return Ok(told(response, Some(store_key), Outcome::Superseded));
                 }
                 Ended::Superseded(None) => Outcome::Superseded,
@@ -340,7 +347,10 @@ impl<Svc: Clone> Covered<Svc> {
                     Probed::Unknown => {
                         let config = &self.config;
                         let refusal = config.refusal(Reason::Abandoned, Some(execution.key()));
-                        return Err(Box::new((Ending::NotRun, Ok(config.refused(&refusal)))));
+                        return Err(Box::new((
+                            Ending::NotRun,
+                            Ok(config.refused(self.form, &refusal)),
+                        )));
                     }
                     Probed::NotDone => {}
                 }

@@ -92,6 +92,13 @@ use crate::{
 /// receives does not work under a key: it is refused when its time is up. An answer that is too
 /// large, too slow, or `text/event-stream` goes out as it comes, and its key counts as completed.
 ///
+/// # gRPC
+///
+/// With the feature `grpc`, a request whose `Content-Type` is `application/grpc` is refused by a gRPC
+/// status, and a gRPC answer is judged by its own. There is nothing to set; but every gRPC call is a
+/// POST, so say by [`covers`](Self::covers) which methods are meant. [`stacks`](crate::stacks) has a
+/// tonic server.
+///
 /// # Connections
 ///
 /// The body of a refused request is read on, for up to a second and up to 256 KiB beyond the
@@ -155,6 +162,9 @@ impl<S: Store> IdempotencyLayer<S> {
                 prefix: "idem".to_owned(),
                 scope_by_endpoint: true,
                 fingerprinter: Fingerprinter::default(),
+                #[cfg(feature = "grpc")]
+                judge: Arc::new(verdict::by_grpc_status),
+                #[cfg(not(feature = "grpc"))]
                 judge: Arc::new(verdict::by_status),
                 takeover: Takeover::default(),
                 replay_status: None,
@@ -262,14 +272,15 @@ impl<S: ?Sized> IdempotencyLayer<S> {
 
 /// What an answer means, and how it is given again.
 impl<S: ?Sized> IdempotencyLayer<S> {
-    /// What an answer says about its operation: by default [`verdict::by_status`]. Another preset
-    /// is [`verdict::record_errors`].
+    /// What an answer says about its operation: by default [`verdict::by_status`], and with the
+    /// feature `grpc` [`verdict::by_grpc_status`]. Another preset is [`verdict::record_errors`].
     ///
     /// Set it where your statuses mean something else: a 402 that must not be tried again under the
     /// same key, say, or a 503 that is certain to come before any effect.
     ///
     /// It gets the head of the answer and its trailers, where there are any. A judge that panics
-    /// counts as a handler that did.
+    /// counts as a handler that did. With the feature `grpc` it is not asked about a gRPC answer
+    /// that is sent on before its status is known, being too large or too slow: that is completed.
     pub fn judge(
         self,
         judge: impl Fn(&response::Parts, Option<&HeaderMap>) -> Verdict + Send + Sync + 'static,
@@ -280,7 +291,8 @@ impl<S: ?Sized> IdempotencyLayer<S> {
     /// Gives a replay another status than the recorded one, 200 for 201, say (S13). By default it
     /// keeps the recorded one (U27).
     ///
-    /// Set it where clients are to tell a replay by its status; they can tell by its header.
+    /// Set it where clients are to tell a replay by its status; they can tell by its header. It is not
+    /// asked for gRPC calls (feature `grpc`), whose status is always 200.
     pub fn replay_status(
         self,
         map: impl Fn(StatusCode) -> StatusCode + Send + Sync + 'static,
@@ -315,6 +327,9 @@ impl<S: ?Sized> IdempotencyLayer<S> {
     ///
     /// Set it where your API has an error format of its own. Keep the status: clients know by it
     /// whether to retry.
+    ///
+    /// With the feature `grpc`, a gRPC call gets no problem document but an answer of trailers only;
+    /// its `Content-Type` is `application/grpc`. Return that as it is, or another one.
     pub fn on_refusal(
         self,
         respond: impl Fn(&Refusal, Response<Bytes>) -> Response<Bytes> + Send + Sync + 'static,

@@ -6,7 +6,8 @@
 //! polls meanwhile. What they use: `extract` (key, caller, fingerprint), `body` (buffers and
 //! limits), `codec` (the recorded form of an answer), `problem` (refusals), `verdict` (what an
 //! answer means), `takeover` (what to do after a crash), `commit`
-//! (an answer that is recorded in the handler's own transaction). `axum` is the extractor of [`Execution`].
+//! (an answer that is recorded in the handler's own transaction). `grpc` knows how gRPC says all
+//! this, and `reply` what a tonic handler commits; `axum` is the extractor of [`Execution`].
 //!
 //! [`Execution`]: crate::Execution
 
@@ -21,8 +22,12 @@ mod config;
 mod covered;
 mod extract;
 mod future;
+#[cfg(feature = "grpc")]
+mod grpc;
 mod layer;
 mod problem;
+#[cfg(feature = "grpc")]
+mod reply;
 mod service;
 mod takeover;
 pub mod verdict;

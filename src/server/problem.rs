@@ -71,7 +71,7 @@ impl Refusal {
         self.reason
     }
 
-    /// The HTTP status that goes with the reason.
+    /// The HTTP status that goes with the reason. Not for a gRPC call, whose status is always 200.
     #[must_use]
     pub fn status(&self) -> StatusCode {
         about(self.reason).status

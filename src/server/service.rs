@@ -13,7 +13,7 @@ use tower::Service;
 
 use super::{
     body::{RequestBody, ResponseBody},
-    config::Config,
+    config::{Config, Form},
     covered::{Covered, Inner},
     extract::InHead,
     future::ResponseFuture,
@@ -107,6 +107,7 @@ where
             config: Arc::clone(config),
             stage: Arc::clone(&stage),
             inner: Inner::ready(ready),
+            form: Form::of(&parts.headers),
             head: parts,
         };
         let work = Box::pin(covered.answer(body, key));
@@ -124,11 +125,4 @@ impl<Svc> Idempotency<Svc> {
     {
         ResponseFuture::untouched(self.inner.call(request.map(RequestBody::streaming)))
     }
-}
-
-/// A gRPC service under the layer goes into a tonic server under its own name.
-#[cfg(feature = "grpc")]
-#[cfg_attr(docsrs, doc(cfg(feature = "grpc")))]
-impl<Svc: tonic::server::NamedService> tonic::server::NamedService for Idempotency<Svc> {
-    const NAME: &'static str = Svc::NAME;
 }

@@ -2,6 +2,9 @@
 
 use http::{HeaderMap, StatusCode, response::Parts};
 
+#[cfg(feature = "grpc")]
+use super::grpc;
+
 /// What a handler's answer says about its operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Verdict {
@@ -10,14 +13,15 @@ pub enum Verdict {
     /// Nothing was done: the key is freed at once and may come back with another payload.
     ///
     /// On a later attempt, or after a checkpoint was saved, it counts as failed, since something
-    /// may have been done before.
+    /// may have been done before. So it does in gRPC where messages were sent before the status.
     Rejected,
     /// The effect is unknown: a retry with the same payload may run at once, another payload is a
     /// mismatch.
     Failed,
 }
 
-/// Below 400 completed, 4xx but 408 rejected, all else failed (S22, U04). The default.
+/// Below 400 completed, 4xx but 408 rejected, all else failed (S22, U04). The default; with the
+/// feature `grpc` that is [`by_grpc_status`], which asks this for all that is not gRPC.
 ///
 /// 408 is failed: the layer has read the request to its end, so it was the handler that took too
 /// long (a timeout layer inside answers so), and how far it came is not known.
@@ -44,6 +48,62 @@ pub fn by_status(parts: &Parts, _trailers: Option<&HeaderMap>) -> Verdict {
         status if status < StatusCode::BAD_REQUEST => Verdict::Completed,
         StatusCode::REQUEST_TIMEOUT => Verdict::Failed,
         status if status.is_client_error() => Verdict::Rejected,
+        _ => Verdict::Failed,
+    }
+}
+
+/// gRPC by its status, and all else [`by_status`]. The default with the feature `grpc`.
+///
+/// | `grpc-status` | verdict |
+/// |---|---|
+/// | `OK` | completed |
+/// | `INVALID_ARGUMENT`, `NOT_FOUND`, `ALREADY_EXISTS`, `PERMISSION_DENIED`, `UNAUTHENTICATED`, `FAILED_PRECONDITION`, `UNIMPLEMENTED` | rejected: the fault is the client's |
+/// | all others, and none | failed |
+///
+/// `OUT_OF_RANGE` and `RESOURCE_EXHAUSTED` are among the others. Servers answer so by themselves
+/// where a message is too large: a request, or as well the answer, and then the work is done.
+/// `CANCELLED`, `DEADLINE_EXCEEDED` and `ABORTED` do not say how far the work came.
+///
+/// The status is read in the trailers, or in the head of an answer that has no other part. An
+/// answer is gRPC by its `Content-Type`; gRPC-Web, whose status is in the body, is not.
+///
+/// ```
+/// use http::{HeaderMap, HeaderValue, Response};
+/// use tower_idempotency::verdict::{self, Verdict};
+///
+/// let (parts, ()) = Response::builder()
+///     .header("content-type", "application/grpc")
+///     .body(())
+///     .unwrap()
+///     .into_parts();
+/// let judge = |code: u16| {
+///     let mut trailers = HeaderMap::new();
+///     trailers.insert("grpc-status", HeaderValue::from(code));
+///     verdict::by_grpc_status(&parts, Some(&trailers))
+/// };
+/// assert_eq!(judge(0), Verdict::Completed);
+/// assert_eq!(judge(3), Verdict::Rejected);
+/// assert_eq!(judge(13), Verdict::Failed);
+/// ```
+#[cfg(feature = "grpc")]
+#[cfg_attr(docsrs, doc(cfg(feature = "grpc")))]
+#[must_use]
+pub fn by_grpc_status(parts: &Parts, trailers: Option<&HeaderMap>) -> Verdict {
+    use tonic::Code;
+    if !grpc::is_grpc(&parts.headers) {
+        return by_status(parts, trailers);
+    }
+    match grpc::code(&parts.headers, trailers) {
+        Some(Code::Ok) => Verdict::Completed,
+        Some(
+            Code::InvalidArgument
+            | Code::NotFound
+            | Code::AlreadyExists
+            | Code::PermissionDenied
+            | Code::Unauthenticated
+            | Code::FailedPrecondition
+            | Code::Unimplemented,
+        ) => Verdict::Rejected,
         _ => Verdict::Failed,
     }
 }

@@ -13,10 +13,6 @@ mod sqlite;
 mod tiered;
 mod transaction;
 #[cfg(any(feature = "redis", feature = "postgres", feature = "sqlite"))]
-#[cfg_attr(
-    not(test),
-    allow(dead_code, reason = "for the stores whose servers tell of ends")
-)]
 mod wakes;
 
 pub(crate) use contract::jittered;

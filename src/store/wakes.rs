@@ -33,6 +33,7 @@ impl WakeId {
     }
 
     /// From the text of a message. Whatever else was sent there is nothing.
+    #[cfg(any(feature = "redis", feature = "postgres", test))]
     pub(crate) fn parse(text: &[u8]) -> Option<Self> {
         let text = std::str::from_utf8(text).ok()?;
         let hex = text.len() == 16 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
@@ -72,7 +73,8 @@ impl Wakes {
         }
     }
 
-    /// Wakes everyone: messages may have been missed.
+    /// Wakes everyone: messages may have been missed, or a test moved the clock.
+    #[cfg(any(feature = "redis", feature = "postgres", feature = "testing", test))]
     pub(crate) fn wake_all(&self) {
         for sender in self.lock().values() {
             sender.send_replace(());
@@ -80,6 +82,7 @@ impl Wakes {
     }
 
     /// Whether nobody waits.
+    #[cfg(any(feature = "redis", feature = "sqlite", test))]
     pub(crate) fn is_empty(&self) -> bool {
         self.lock().is_empty()
     }

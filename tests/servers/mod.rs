@@ -6,10 +6,12 @@
 //! A server that is not installed fails the test, with what to install. Nothing is skipped.
 #![allow(dead_code, unreachable_pub, reason = "each target uses a part")]
 
+pub mod memcached;
 #[cfg(feature = "postgres")]
 pub mod postgres;
 pub mod process;
 pub mod proxy;
+pub mod python;
 #[cfg(feature = "redis")]
 pub mod redis;
 pub mod skew;

@@ -3,8 +3,7 @@
 use std::{borrow::Cow, fmt, sync::Arc};
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, request::Parts};
-use sfv::{Parser, StringRef};
+use http::{HeaderMap, HeaderName, request::Parts};
 
 use super::scope::header_name;
 use crate::{
@@ -167,7 +166,9 @@ impl KeySource {
                 let mut values = parts.headers.get_all(name).iter();
                 match (values.next(), values.next()) {
                     (None, _) => Ok(None),
-                    (Some(value), None) => from_header(value, *strict).map(Some),
+                    (Some(value), None) => {
+                        IdempotencyKey::in_field(value.as_bytes(), *strict).map(Some)
+                    }
                     (Some(_), Some(_)) => Err(InvalidKey::new("the key header occurs twice")),
                 }
             }
@@ -203,36 +204,6 @@ pub(crate) enum InHead {
     /// A header, if it is there, which is not looked for yet.
     Header,
     Made(Result<IdempotencyKey, InvalidKey>),
-}
-
-fn from_header(value: &HeaderValue, strict: bool) -> Result<Cow<'_, str>, InvalidKey> {
-    let value = value.as_bytes().trim_ascii();
-    if value.first() == Some(&b'"') {
-        let string = Parser::new(value)
-            .parse_item::<Cow<'_, StringRef>>()
-            .map_err(|_| InvalidKey::new("the key is not a structured-field string"))?;
-        let key = match string {
-            Cow::Borrowed(string) => Cow::Borrowed(string.as_str()),
-            Cow::Owned(string) => Cow::Owned(string.into()),
-        };
-        IdempotencyKey::check(&key)?;
-        return Ok(key);
-    }
-    if strict && !value.is_empty() {
-        return Err(InvalidKey::new("the key is not in double quotes"));
-    }
-    if value.contains(&b',') {
-        return Err(InvalidKey::new(
-            "there is a comma in the key, as if two keys were joined",
-        ));
-    }
-    if value.contains(&b'"') {
-        return Err(InvalidKey::new("there is a double quote in the key"));
-    }
-    let key = std::str::from_utf8(value)
-        .map_err(|_| InvalidKey::new("the key holds a byte that is not ASCII"))?;
-    IdempotencyKey::check(key)?;
-    Ok(Cow::Borrowed(key))
 }
 
 #[cfg(feature = "json")]
@@ -282,7 +253,7 @@ impl fmt::Debug for KeySource {
 
 #[cfg(test)]
 mod tests {
-    use http::Request;
+    use http::{HeaderValue, Request};
     use proptest::prelude::*;
 
     use super::*;
