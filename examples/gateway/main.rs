@@ -6,13 +6,14 @@
 //!
 //! A request comes in at `serve`, goes through the layer of its route in `routes`, and out at
 //! `upstream`, with the head that `forward` makes of it. `failure` has the answers that the gateway
-//! gives itself, `outcome` what they say to the judge of a route. `config` reads the options.
+//! gives itself (in the form of `problem`), `outcome` what they say to the judge of a route. `config` reads the options.
 
 mod config;
 mod demo;
 mod failure;
 mod forward;
 mod outcome;
+mod problem;
 mod routes;
 mod serve;
 #[path = "../payments/store.rs"]
