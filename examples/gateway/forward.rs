@@ -5,7 +5,8 @@ use std::{fmt::Write as _, net::IpAddr};
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Version,
     header::{
-        CONNECTION, EXPECT, FORWARDED, HOST, MAX_FORWARDS, TE, TRANSFER_ENCODING, UPGRADE, VIA,
+        CONNECTION, COOKIE, EXPECT, FORWARDED, HOST, MAX_FORWARDS, TE, TRANSFER_ENCODING, UPGRADE,
+        VIA,
     },
     request, response,
     uri::Authority,
@@ -88,6 +89,7 @@ impl Rules {
             (false, false) => {}
         }
 
+        join_cookies(headers);
         headers.remove(HOST);
         if !self.http2
             && let Ok(upstream) = HeaderValue::from_str(self.upstream.as_str())
@@ -220,6 +222,17 @@ fn forwarded(client: IpAddr, host: Option<&Authority>) -> String {
     }
     element.push_str(";proto=http");
     element
+}
+
+/// HTTP/2 may divide them over several lines, HTTP/1.1 may not (RFC 9113, 8.2.3).
+fn join_cookies(headers: &mut HeaderMap) {
+    let lines = headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes);
+    let lines: Vec<&[u8]> = lines.collect();
+    if lines.len() > 1
+        && let Ok(joined) = HeaderValue::from_bytes(&lines.join(&b"; "[..]))
+    {
+        headers.insert(COOKIE, joined);
+    }
 }
 
 /// Adds a member to a list, on one line: not every server puts several together.

@@ -9,6 +9,7 @@ use std::{
 
 use bytes::Bytes;
 use http::{Request, Response};
+use http_body_util::BodyExt as _;
 use hyper::{
     body::{Body, Incoming},
     service::service_fn,
@@ -122,9 +123,14 @@ where
                 request.extensions_mut().insert(connection.clone());
                 let answer = service.clone().oneshot(request);
                 async move {
-                    let answer = answer.await;
-                    drop(running);
-                    answer
+                    let answer = answer.await?;
+                    // The body keeps it until it is sent.
+                    Ok::<_, Infallible>(answer.map(|body| {
+                        body.map_err(move |error| {
+                            let _ = &running;
+                            error
+                        })
+                    }))
                 }
             }
         });
@@ -170,9 +176,9 @@ struct Use(Mutex<State>);
 
 #[derive(Clone, Copy, Debug)]
 struct State {
-    /// Requests that have no answer yet.
+    /// Requests whose answers are not sent yet.
     running: usize,
-    /// When the last one began or was answered.
+    /// When the last one began or ended.
     last: Instant,
 }
 
@@ -192,8 +198,7 @@ impl Use {
         state.last = Instant::now();
     }
 
-    /// Returns when there was no request for so long. An answer may still be on its way then: it is
-    /// finished, since the connection is not closed but let go.
+    /// Returns when there was no request for so long.
     async fn ends(&self, idle_timeout: Duration) {
         loop {
             let State { running, last } = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -210,7 +215,7 @@ impl Use {
     }
 }
 
-/// A request that has no answer yet.
+/// A request whose answer is not sent yet.
 struct Running(Arc<Use>);
 
 impl Running {

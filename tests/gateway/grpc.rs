@@ -2,6 +2,7 @@
 
 use std::{
     convert::Infallible,
+    net::SocketAddr,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -19,7 +20,10 @@ use tonic::{
 use tonic_prost::ProstCodec;
 use tower::Service;
 
-use crate::support::{Gateway, soon};
+use crate::{
+    servers::process::free_address,
+    support::{Gateway, soon},
+};
 
 type Codec = ProstCodec<String, String>;
 
@@ -33,6 +37,18 @@ impl NamedService for Till {
     const NAME: &'static str = "shop.Till";
 }
 
+const PAY: PathAndQuery = PathAndQuery::from_static("/shop.Till/Pay");
+
+/// The service on a free port.
+async fn serve(till: Till) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    let server = tonic::transport::Server::builder().add_service(till);
+    let serving = server.serve_with_incoming(TcpIncoming::from(listener));
+    tokio::spawn(serving);
+    addr
+}
+
 struct Pay(Arc<AtomicUsize>);
 
 impl tonic::server::UnaryService<String> for Pay {
@@ -43,8 +59,10 @@ impl tonic::server::UnaryService<String> for Pay {
         let number = self.0.fetch_add(1, Ordering::SeqCst) + 1;
         let what = request.into_inner();
         Box::pin(async move {
-            if what.is_empty() {
-                return Err(Status::invalid_argument("how much?"));
+            match &what[..] {
+                "" => return Err(Status::invalid_argument("how much?")),
+                "once" if number == 1 => return Err(Status::internal("it broke")),
+                _ => {}
             }
             let mut answer = Response::new(format!("payment {number} of {what}"));
             answer.metadata_mut().insert("x-till", "7".parse().unwrap());
@@ -86,29 +104,62 @@ impl Service<http::Request<Body>> for Till {
     }
 }
 
+type Client = tonic::client::Grpc<tonic::transport::Channel>;
+
+async fn client(gateway: &Gateway) -> Client {
+    let channel = tonic::transport::Channel::from_shared(format!("http://{}", gateway.addr));
+    let channel = soon("a channel", channel.unwrap().connect()).await;
+    Client::new(channel.unwrap())
+}
+
+/// Calls under a key.
+async fn pay(
+    client: &mut Client,
+    key: &'static str,
+    what: &str,
+) -> Result<Response<String>, Status> {
+    client.ready().await.unwrap();
+    let mut request = Request::new(what.to_owned());
+    let key = key.parse().unwrap();
+    request.metadata_mut().insert("idempotency-key", key);
+    let call = client.unary(request, PAY, Codec::default());
+    soon("an answer", call).await
+}
+
+/// S04, U03, U26: what is known of a key is told by gRPC's own statuses, and so is what a service did.
+#[tokio::test]
+async fn s04_u03_u26_grpc_statuses_decide() {
+    let till = Till::default();
+    let addr = serve(till.clone()).await;
+    let gateway = Gateway::start(addr, &["--upstream-http2"]);
+    let mut client = client(&gateway).await;
+    let failed = pay(&mut client, "k", "once").await.unwrap_err();
+    assert_eq!(failed.code(), tonic::Code::Internal);
+    let other = pay(&mut client, "k", "2 EUR").await.unwrap_err();
+    assert_eq!(other.code(), tonic::Code::FailedPrecondition);
+    let again = pay(&mut client, "k", "once").await.unwrap();
+    assert_eq!(again.get_ref(), "payment 2 of once");
+    // A mistake costs no key.
+    let refused = pay(&mut client, "m", "").await.unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::InvalidArgument);
+    let mended = pay(&mut client, "m", "3 EUR").await.unwrap();
+    assert_eq!(mended.get_ref(), "payment 4 of 3 EUR");
+    let nowhere = Gateway::start(free_address(), &["--upstream-http2"]);
+    let down = pay(&mut self::client(&nowhere).await, "d", "1 EUR").await;
+    let down = down.unwrap_err();
+    assert_eq!(down.code(), tonic::Code::Unavailable);
+}
+
 /// S09, P2, P10: a unary call under a key keeps message, metadata and status; a call both ways without
 /// one flows.
 #[tokio::test]
 async fn s09_p2_p10_grpc_calls() {
     let till = Till::default();
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let addr = listener.local_addr().unwrap();
-    let server = tonic::transport::Server::builder().add_service(till.clone());
-    tokio::spawn(server.serve_with_incoming(TcpIncoming::from(listener)));
+    let addr = serve(till.clone()).await;
     let gateway = Gateway::start(addr, &["--upstream-http2"]);
-    let channel = tonic::transport::Channel::from_shared(format!("http://{}", gateway.addr));
-    let channel = soon("a channel", channel.unwrap().connect()).await.unwrap();
-    let mut client = tonic::client::Grpc::new(channel);
-
-    let pay = PathAndQuery::from_static("/shop.Till/Pay");
+    let mut client = client(&gateway).await;
     for replayed in [false, true] {
-        client.ready().await.unwrap();
-        let mut request = Request::new("1 EUR".to_owned());
-        request
-            .metadata_mut()
-            .insert("idempotency-key", "k".parse().unwrap());
-        let call = client.unary(request, pay.clone(), Codec::default());
-        let answer: Response<String> = soon("an answer", call).await.unwrap();
+        let answer = pay(&mut client, "k", "1 EUR").await.unwrap();
         assert_eq!(answer.get_ref(), "payment 1 of 1 EUR");
         assert_eq!(answer.metadata().get("x-till").unwrap(), "7");
         let told = answer.metadata().contains_key("idempotent-replayed");
@@ -117,7 +168,7 @@ async fn s09_p2_p10_grpc_calls() {
     assert_eq!(till.payments.load(Ordering::SeqCst), 1);
 
     client.ready().await.unwrap();
-    let call = client.unary(Request::new(String::new()), pay, Codec::default());
+    let call = client.unary(Request::new(String::new()), PAY, Codec::default());
     let refused: Result<Response<String>, _> = soon("an answer", call).await;
     assert_eq!(refused.unwrap_err().code(), tonic::Code::InvalidArgument);
 
