@@ -70,18 +70,16 @@ fn build(name: &str) -> Result<PathBuf, String> {
         }
     }
     let output = cargo.output().map_err(|error| error.to_string())?;
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
     if !output.status.success() {
-        return Err(said);
+        return Err(String::from_utf8_lossy(&output.stderr).into_owned());
     }
-    let told = String::from_utf8_lossy(&output.stdout);
-    let told = told.lines().filter_map(|line| {
-        let told: Value = serde_json::from_str(line).ok()?;
-        let is_it = told["target"]["kind"][0] == "example" && told["target"]["name"] == name;
-        let program = told["executable"].as_str().filter(|_| is_it);
-        program.map(PathBuf::from)
+    // A line for each thing that there is now. Of these only the example is a program.
+    let built = String::from_utf8_lossy(&output.stdout);
+    let program = built.lines().find_map(|line| {
+        let built: Value = serde_json::from_str(line).ok()?;
+        built["executable"].as_str().map(PathBuf::from)
     });
-    told.last().ok_or(said)
+    program.ok_or_else(|| format!("cargo names no program: {built}"))
 }
 
 /// Which profile the test was built with: its folder below `target` tells.
