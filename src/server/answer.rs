@@ -4,22 +4,18 @@ use std::future::Future;
 
 use bytes::Bytes;
 use http::{
-    HeaderValue, Response, StatusCode,
+    HeaderMap, HeaderValue, Response, StatusCode,
     header::{CONTENT_TYPE, TRANSFER_ENCODING},
     response,
 };
 use http_body::Body;
 
-#[cfg(not(feature = "grpc"))]
-use super::body::Trailers;
 use super::{
     body::{self, Collected, ResponseBody},
     codec,
-    config::Config,
+    config::{Config, Form},
     verdict::Verdict,
 };
-#[cfg(feature = "grpc")]
-use super::{grpc, reply::Trailing};
 use crate::{engine::Ending, record::Payload};
 
 /// Judges the handler's answer, and makes ready what is recorded and what is sent.
@@ -86,15 +82,8 @@ pub(super) fn probed<B, E>(
     config: &Config,
     response: Response<Bytes>,
 ) -> (Ending, Result<Response<ResponseBody<B>>, E>) {
-    #[cfg(feature = "grpc")]
-    let (response, trailers) = {
-        let mut response = response;
-        let trailers = response.extensions_mut().remove::<Trailing>();
-        (response, trailers.map(|trailers| Box::new(trailers.0)))
-    };
-    #[cfg(not(feature = "grpc"))]
-    let trailers: Trailers = None;
-    let (parts, body) = response.into_parts();
+    let (mut parts, body) = response.into_parts();
+    let trailers = parts.extensions.remove::<HeaderMap>().map(Box::new);
     let frames = [body];
     let cookies = config.replay_set_cookie;
     let encoded = codec::encode(&parts, &frames, trailers.as_deref(), true, cookies);
@@ -105,8 +94,7 @@ pub(super) fn probed<B, E>(
 }
 
 fn not_replayable(config: &Config, parts: &response::Parts) -> Ending {
-    #[cfg(feature = "grpc")]
-    if is_grpc(parts) && grpc::code(&parts.headers, None).is_none() {
+    if is_grpc(parts) && !parts.headers.contains_key("grpc-status") {
         // It comes last, and nobody waits for it: there is nothing to judge by.
         return Ending::Completed(bare(parts));
     }
@@ -118,13 +106,7 @@ fn not_replayable(config: &Config, parts: &response::Parts) -> Ending {
 }
 
 fn is_grpc(parts: &response::Parts) -> bool {
-    #[cfg(feature = "grpc")]
-    return grpc::is_grpc(&parts.headers);
-    #[cfg(not(feature = "grpc"))]
-    {
-        let _ = parts;
-        false
-    }
+    Form::of(&parts.headers).is_grpc()
 }
 
 fn bare(parts: &response::Parts) -> Payload {

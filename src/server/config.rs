@@ -34,23 +34,31 @@ pub(super) type Judge = Arc<dyn Fn(&response::Parts, Option<&HeaderMap>) -> Verd
 pub(super) type ReplayStatus = Arc<dyn Fn(StatusCode) -> StatusCode + Send + Sync>;
 pub(super) type OnRefusal = Arc<dyn Fn(&Refusal, Response<Bytes>) -> Response<Bytes> + Send + Sync>;
 
-/// How a caller is told that it is refused.
+/// In what form something is said: to a caller that it is refused, by an answer what it means.
 #[derive(Clone, Copy)]
 pub(super) enum Form {
-    Problem,
+    Http,
     #[cfg(feature = "grpc")]
     Grpc,
 }
 
 impl Form {
-    /// What the sender of such a request reads.
+    /// That of a request or a response with these headers.
     pub(super) fn of(headers: &HeaderMap) -> Self {
         #[cfg(feature = "grpc")]
         if grpc::is_grpc(headers) {
             return Self::Grpc;
         }
         let _ = headers;
-        Self::Problem
+        Self::Http
+    }
+
+    pub(super) fn is_grpc(self) -> bool {
+        match self {
+            Self::Http => false,
+            #[cfg(feature = "grpc")]
+            Self::Grpc => true,
+        }
     }
 }
 
@@ -117,7 +125,7 @@ impl Config {
     pub(super) fn refused<B>(&self, form: Form, refusal: &Refusal) -> Response<ResponseBody<B>> {
         let docs_url = self.docs_url.as_deref();
         let response = match form {
-            Form::Problem => refusal.response(docs_url),
+            Form::Http => refusal.response(docs_url),
             #[cfg(feature = "grpc")]
             Form::Grpc => grpc::refused(refusal, docs_url),
         };
@@ -150,9 +158,9 @@ impl Config {
         };
         let body = ResponseBody::buffered(answer.body, answer.trailers, answer.exact, None);
         let mut response = Response::new(body);
-        *response.status_mut() = match (&self.replay_status, form) {
-            (Some(map), Form::Problem) => map(answer.status),
+        *response.status_mut() = match &self.replay_status {
             // To gRPC it says nothing, and has to be 200.
+            Some(map) if !form.is_grpc() => map(answer.status),
             _ => answer.status,
         };
         *response.headers_mut() = answer.headers;

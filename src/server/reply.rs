@@ -144,10 +144,6 @@ impl From<CommitError> for Status {
     }
 }
 
-/// The trailers of an answer that a probe gives.
-#[derive(Clone)]
-pub(super) struct Trailing(pub(super) HeaderMap);
-
 #[cfg_attr(docsrs, doc(cfg(feature = "grpc")))]
 impl Probed {
     /// It did its work; this is the reply of a tonic method that has one message, to be recorded and
@@ -162,7 +158,7 @@ impl Probed {
     pub fn reply<M: Message>(reply: &tonic::Response<M>) -> Self {
         let encoded = Encoded::new(reply).expect("a message is shorter than 4 GiB");
         let mut response = encoded.response;
-        response.extensions_mut().insert(Trailing(encoded.trailers));
+        response.extensions_mut().insert(encoded.trailers);
         Self::Completed(response)
     }
 }

@@ -50,8 +50,9 @@ pub(super) type Probe = Arc<dyn Fn(Execution, &Parts) -> BoxFuture<'static, Prob
 /// What a probe found out about an abandoned execution.
 #[derive(Debug)]
 pub enum Probed {
-    /// It did its work; this is the answer, to be recorded and sent. With the feature `grpc` there
-    /// is [`reply`](Self::reply) to make one for gRPC.
+    /// It did its work; this is the answer, to be recorded and sent. Its trailers, if it has any,
+    /// are an [`http::HeaderMap`] among its extensions. With the feature `grpc`,
+    /// [`reply`](Self::reply) makes one for gRPC.
     Completed(Response<Bytes>),
     /// It did nothing: the handler is to run.
     NotDone,

@@ -11,7 +11,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures::{FutureExt, poll};
+use futures::{FutureExt, StreamExt, poll};
 use http::{HeaderMap, Request, Response};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::{BodyExt, Empty, Full, StreamBody};
@@ -19,7 +19,7 @@ use tokio::sync::{mpsc, oneshot};
 use tower::{BoxError, Layer, ServiceExt, service_fn};
 use tower_idempotency::client::{RepeatBody, RetryLayer};
 
-use crate::support::{Script, Step, post};
+use crate::support::{SECOND, Script, Step, post};
 
 /// Gives its frames one by one, each after a pause, and states no length.
 struct Pieces(VecDeque<Result<Frame<Bytes>, &'static str>>, bool);
@@ -159,6 +159,37 @@ async fn lengths_stay_stated_at_each_try() {
     assert_eq!(hints[..2], [(0, None), (7, Some(7))]);
 }
 
+/// The end of a body is known as soon as the body knows it, also where it became too long to be kept.
+#[tokio::test(start_paused = true)]
+async fn the_end_of_a_long_body_is_known() {
+    struct Countdown(u8);
+    impl Body for Countdown {
+        type Data = Bytes;
+        type Error = BoxError;
+        fn poll_frame(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+            self.0 -= 1;
+            Poll::Ready(Some(Ok(Frame::data(vec![7; 600].into()))))
+        }
+        fn is_end_stream(&self) -> bool {
+            self.0 == 0
+        }
+    }
+    let service = service_fn(|request: Request<RepeatBody<Countdown>>| async move {
+        let mut body = request.into_body();
+        for _ in 0..3 {
+            assert!(!body.is_end_stream());
+            body.frame().await.unwrap()?;
+        }
+        assert!(body.is_end_stream());
+        Ok::<_, BoxError>(Response::new(Empty::<Bytes>::new()))
+    });
+    let service = RetryLayer::default().request_limit(1000).layer(service);
+    service.oneshot(with(Countdown(3))).await.unwrap();
+}
+
 /// U07: trailers are sent again too.
 #[tokio::test(start_paused = true)]
 async fn u07_trailers_are_sent_again() {
@@ -255,7 +286,8 @@ async fn a_sender_that_was_overtaken_stops() {
     let mut ends = Vec::new();
     for _ in 0..3 {
         let sender = senders.recv().await.unwrap();
-        ends.push(sender.await.unwrap());
+        let ended = tokio::time::timeout(SECOND, sender).await;
+        ends.push(ended.expect("it is woken").unwrap());
     }
     for (sent, error) in ends {
         assert_eq!((&sent[..], error.is_some()), (&b"100"[..], true));
@@ -265,8 +297,6 @@ async fn a_sender_that_was_overtaken_stops() {
     let last = senders.recv().await.unwrap().await.unwrap();
     assert_eq!(last, (b"100 EUR".to_vec(), None));
 }
-
-use futures::StreamExt;
 
 /// A body that breaks off cannot be sent again, and its error is told.
 #[tokio::test(start_paused = true)]

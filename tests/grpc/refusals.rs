@@ -13,7 +13,7 @@ use tower_idempotency::{Fingerprinter, IdempotencyLayer, MemoryStore, Reason, Sc
 
 use crate::{
     base::{Fault, Op, Scripted},
-    payments::{Batch, PayRequest, Payment},
+    payments::{PayRequest, Payment},
     support::{PAY, Server, Till, euros, in_time, is_replay, keyed, layer},
 };
 
@@ -233,42 +233,6 @@ async fn p9_a_body_that_is_too_slow_exceeds_its_deadline() {
         "BODY_TOO_SLOW",
         false,
     );
-}
-
-/// U17: a client that breaks off reads no answer; nothing was done, and its key is free.
-#[tokio::test]
-async fn u17_a_call_that_breaks_off_is_not_made() {
-    let (begun, mut has_begun) = mpsc::unbounded_channel();
-    let till = Till::new().on_batch(move |request| {
-        begun.send(()).unwrap();
-        async move {
-            let mut messages = request.into_inner();
-            while messages.message().await?.is_some() {}
-            Ok(Response::new(Batch::default()))
-        }
-    });
-    let server = Server::of(&told(layer()), till).await;
-    let mut client = server.client().await;
-    let (sent, mut was_sent) = mpsc::unbounded_channel();
-    let messages = stream::unfold(0, move |n| {
-        sent.send(n).unwrap();
-        async move {
-            match n {
-                0 => Some((euros(7), 1)),
-                _ => pending().await,
-            }
-        }
-    });
-    let mut leaving = client.clone();
-    let call = tokio::spawn(async move { leaving.pay_batch(keyed("a", messages)).await });
-    for n in [0, 1] {
-        assert_eq!(in_time(was_sent.recv()).await, Some(n));
-    }
-    call.abort();
-    assert!(call.await.unwrap_err().is_cancelled());
-    let answer = client.pay_batch(keyed("a", stream::iter([euros(8)])));
-    assert!(!is_replay(&in_time(answer).await.unwrap()));
-    assert!(has_begun.recv().await.is_some() && has_begun.try_recv().is_err());
 }
 
 /// I03: the URL of the documentation is a help link. `on_refusal` gets what would be sent, and can

@@ -2,14 +2,21 @@
 
 use std::{sync::Arc, time::Duration};
 
+use bytes::Bytes;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
-use tokio::sync::{Semaphore, mpsc};
-use tonic::{Code, Request, Response, Status, Streaming};
+use h2::Reason;
+use prost::Message as _;
+use tokio::{
+    net::TcpStream,
+    sync::{Semaphore, mpsc},
+};
+use tonic::{Code, Request, Response, Status, Streaming, service::Routes};
+use tower::ServiceBuilder;
 use tower_idempotency::Execution;
 
 use crate::{
     payments::{Batch, PartsRequest, PayRequest, Payment},
-    support::{Answers, Server, Till, euros, in_time, is_replay, keyed, layer},
+    support::{Answers, Server, Till, euros, framed, in_time, is_replay, keyed, layer},
 };
 
 fn parts(parts: u32) -> PartsRequest {
@@ -281,25 +288,72 @@ async fn p10_a_bidirectional_call_that_is_not_covered_works_with_a_key() {
     assert!(in_time(answers.message()).await.unwrap().is_none());
 }
 
-/// A client that leaves while it is read costs nothing: no key, no run.
+/// Says when it is dropped.
+struct Leaves(mpsc::UnboundedSender<&'static str>);
+
+impl Drop for Leaves {
+    fn drop(&mut self) {
+        let _ = self.0.send("left");
+    }
+}
+
+/// U17: a client that breaks off within its messages has made no call, whatever it gives as its
+/// reason (`NO_ERROR` and `CANCEL` look to hyper like the end of the body): nothing runs, and its key
+/// is free.
 #[tokio::test]
-async fn u17_a_bidirectional_call_whose_client_leaves_is_not_made() {
-    let (begun, mut has_begun) = mpsc::unbounded_channel();
-    let server = Server::of(&layer(), exchanging(begun)).await;
-    let mut client = server.client().await;
-    let (polled, mut was_polled) = mpsc::unbounded_channel();
-    let messages = stream::iter([euros(1)]).chain(stream::poll_fn(move |_| {
-        let _ = polled.send(());
-        std::task::Poll::Pending
-    }));
-    let mut leaving = client.clone();
-    let call = tokio::spawn(async move { leaving.exchange(keyed("a", messages)).await });
-    in_time(was_polled.recv()).await.unwrap();
-    call.abort();
-    assert!(call.await.unwrap_err().is_cancelled());
-    let call = client.exchange(keyed("a", stream::iter([euros(2)])));
-    let answer = in_time(call).await.unwrap();
-    assert!(!is_replay(&answer));
-    assert_eq!(all(answer.into_inner()).await.unwrap(), [2]);
-    assert!(has_begun.recv().await.is_some() && has_begun.try_recv().is_err());
+async fn u17_a_streaming_call_that_breaks_off_is_not_made() {
+    for (method, reason) in [
+        ("PayBatch", Reason::CANCEL),
+        ("PayBatch", Reason::NO_ERROR),
+        ("Exchange", Reason::CANCEL),
+        ("Exchange", Reason::NO_ERROR),
+    ] {
+        let (begun, mut has_begun) = mpsc::unbounded_channel();
+        let till = exchanging(begun.clone()).on_batch(move |_| {
+            begun.send(()).unwrap();
+            async { Ok(Response::new(Batch::default())) }
+        });
+        let (tell, mut told) = mpsc::unbounded_channel();
+        let stack = ServiceBuilder::new()
+            .map_future(move |call| {
+                tell.send("came").unwrap();
+                let leaves = Leaves(tell.clone());
+                async move {
+                    let _leaves = leaves;
+                    call.await
+                }
+            })
+            .layer(layer());
+        let server = Server::start(stack, Routes::new(till.server())).await;
+
+        let stream = TcpStream::connect(server.addr).await.unwrap();
+        let (sender, connection) = h2::client::handshake(stream).await.unwrap();
+        let connection = tokio::spawn(connection);
+        let mut sender = sender.ready().await.unwrap();
+        let call = http::Request::post(format!("http://localhost/payments.v1.Payments/{method}"))
+            .header("content-type", "application/grpc")
+            .header("te", "trailers")
+            .header("idempotency-key", "a");
+        let (_answer, mut body) = sender.send_request(call.body(()).unwrap(), false).unwrap();
+        let message = Bytes::from(framed(&euros(1).encode_to_vec()));
+        body.send_data(message, false).unwrap();
+        assert_eq!(in_time(told.recv()).await, Some("came"));
+        body.send_reset(reason);
+        assert_eq!(in_time(told.recv()).await, Some("left"));
+        assert!(has_begun.try_recv().is_err(), "{method}, {reason:?}");
+
+        let mut client = server.client().await;
+        let whole = || keyed("a", stream::iter([euros(2)]));
+        let replayed = match method {
+            "PayBatch" => in_time(client.pay_batch(whole()))
+                .await
+                .map(|a| is_replay(&a)),
+            _ => in_time(client.exchange(whole()))
+                .await
+                .map(|a| is_replay(&a)),
+        };
+        assert!(!replayed.unwrap(), "{method}, {reason:?}");
+        assert!(has_begun.try_recv().is_ok() && has_begun.try_recv().is_err());
+        connection.abort();
+    }
 }

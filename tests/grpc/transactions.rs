@@ -6,7 +6,7 @@ use tonic::{
     service::Routes,
 };
 use tonic_types::StatusExt as _;
-use tower_idempotency::{CommitError, Execution, IdempotencyLayer, Scope};
+use tower_idempotency::{CommitError, Execution, IdempotencyLayer, Scope, SqliteStore};
 
 use crate::{
     base::{Fault, Op, Scripted},
@@ -36,11 +36,8 @@ fn reply(execution: &Execution) -> Response<Payment> {
 }
 
 /// What was committed is what a tonic server would have sent, fresh and replayed.
-#[cfg(feature = "sqlite")]
 #[tokio::test]
 async fn p7_a_row_and_its_reply_are_committed_together() {
-    use tower_idempotency::SqliteStore;
-
     let folder = tempfile::tempdir().unwrap();
     let store = SqliteStore::open(folder.path().join("payments.db"));
     let store = store.await.unwrap();

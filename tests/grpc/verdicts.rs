@@ -127,6 +127,32 @@ async fn s08_a_rejection_on_a_later_attempt_counts_as_failed() {
     assert!(!is_replay(&client.pay(keyed("a", euros(7))).await.unwrap()));
 }
 
+/// U03: a panic is a failure, whose retry runs at once. In tonic's server it also ends the connection.
+#[tokio::test]
+async fn u03_a_panic_is_a_failure() {
+    let till = Till::new().on_pay(|request| async move {
+        let attempt = request.extensions().get().map_or(0, Execution::attempt);
+        assert_ne!(attempt, 1, "a panic on purpose");
+        Ok(Response::new(Payment {
+            attempt,
+            ..Payment::default()
+        }))
+    });
+    let server = Server::of(&layer(), till).await;
+    let mut client = server.client().await;
+    assert!(client.pay(keyed("a", euros(7))).await.is_err());
+    let mut client = server.client().await;
+    let other = client.pay(keyed("a", euros(8))).await.unwrap_err();
+    assert_eq!(other.code(), Code::FailedPrecondition);
+    for replayed in [false, true] {
+        let answer = client.pay(keyed("a", euros(7))).await.unwrap();
+        assert_eq!(
+            (answer.get_ref().attempt, is_replay(&answer)),
+            (2, replayed)
+        );
+    }
+}
+
 /// An error in trailers, after the head: with no message before it, it is judged as ever; with one,
 /// something was done, and the key is not free.
 #[tokio::test]
