@@ -114,12 +114,12 @@ where
     }
 
     fn spawn(&self, stream: TcpStream, connection: Connection) {
-        let use_ = Arc::new(Use::default());
+        let activity = Arc::new(Activity::default());
         let service = service_fn({
-            let (service, use_) = (self.service.clone(), Arc::clone(&use_));
+            let (service, activity) = (self.service.clone(), Arc::clone(&activity));
             let connection = connection.clone();
             move |mut request: Request<Incoming>| {
-                let running = Running::begin(&use_);
+                let running = Running::begin(&activity);
                 request.extensions_mut().insert(connection.clone());
                 let answer = service.clone().oneshot(request);
                 async move {
@@ -145,7 +145,7 @@ where
                 // However it ended: clients come and go.
                 _ = serving.as_mut() => false,
                 _ = stop.wait_for(|stop| *stop) => true,
-                () = use_.ends(idle_timeout) => true,
+                () = activity.ends(idle_timeout) => true,
             };
             if go_on {
                 serving.as_mut().graceful_shutdown();
@@ -172,7 +172,7 @@ impl<S> Gateway<S> {
 
 /// What a connection is used for.
 #[derive(Debug)]
-struct Use(Mutex<State>);
+struct Activity(Mutex<State>);
 
 #[derive(Clone, Copy, Debug)]
 struct State {
@@ -182,7 +182,7 @@ struct State {
     last: Instant,
 }
 
-impl Default for Use {
+impl Default for Activity {
     fn default() -> Self {
         Self(Mutex::new(State {
             running: 0,
@@ -191,7 +191,7 @@ impl Default for Use {
     }
 }
 
-impl Use {
+impl Activity {
     fn change(&self, change: impl FnOnce(&mut usize)) {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         change(&mut state.running);
@@ -216,10 +216,10 @@ impl Use {
 }
 
 /// A request whose answer is not sent yet.
-struct Running(Arc<Use>);
+struct Running(Arc<Activity>);
 
 impl Running {
-    fn begin(connection: &Arc<Use>) -> Self {
+    fn begin(connection: &Arc<Activity>) -> Self {
         connection.change(|running| *running += 1);
         Self(Arc::clone(connection))
     }
