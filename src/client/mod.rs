@@ -139,6 +139,10 @@
 //! layer [require](SetIdempotencyKeyLayer::require_execution) one, so that a call which was forgotten
 //! is refused rather than made under a new key in each attempt.
 //!
+//! A request that a handler passes on with the headers it came with has the key of the handler's
+//! caller, which is kept. Remove it where the other service does not know that caller: two callers may
+//! choose the same key, and one would get the other's answer (U33).
+//!
 //! The key is half of it. The other service must know keys, and remember them for as long as the
 //! operation may be tried again; and the call must say the same in each attempt, or the service takes
 //! it for a misuse of the key (422): a time or a random number in its body belongs into a
