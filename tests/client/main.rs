@@ -19,5 +19,6 @@ mod grpc;
 mod key;
 mod network;
 mod purposes;
+mod refusals;
 mod retry;
 mod support;
