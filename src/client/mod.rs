@@ -4,7 +4,9 @@
 //! A client whose answer is lost asks again; that is what keys are for. [`SetIdempotencyKeyLayer`]
 //! gives each POST and PATCH the key of its operation. [`RetryLayer`] stands inside of it and sends the
 //! request again, as it was: after those failures where it can help, not too often, and never one that
-//! could take effect twice. So all tries of an operation have one key (S26):
+//! could take effect twice. So all tries of an operation have one key (S26). **The server must know
+//! keys:** to one that ignores the header, a POST that is sent twice is two operations. Leave those
+//! servers out with [`covers`](SetIdempotencyKeyLayer::covers): what has no key is sent once.
 //!
 //! ```
 //! use std::{

@@ -32,7 +32,8 @@ use crate::{key::IdempotencyKey, store::jittered};
 /// Those that may happen twice without harm: with a key, or of a method that is idempotent (GET,
 /// HEAD, OPTIONS, TRACE, PUT, DELETE: [RFC 9110, 9.2.2][idempotent]). A POST without a key, or with
 /// what is none, is sent once, whatever becomes of it. The layer that makes keys stands outside, so
-/// that all tries have one key (S26).
+/// that all tries have one key (S26). Whether the server knows keys cannot be seen from here: to one
+/// that does not, a POST with a key is sent twice all the same.
 ///
 /// # After what
 ///
