@@ -14,6 +14,7 @@ mod answers;
 mod bodies;
 mod calls;
 mod current;
+mod early;
 mod forwarding;
 mod grpc;
 mod key;
