@@ -67,7 +67,10 @@ async fn handle(orders: Orders, request: Request<Incoming>) -> io::Result<Respon
 }
 
 fn header<'a>(parts: &'a request::Parts, name: &str) -> &'a str {
-    let value = parts.headers.get(name).and_then(|value| value.to_str().ok());
+    let value = parts
+        .headers
+        .get(name)
+        .and_then(|value| value.to_str().ok());
     value.unwrap_or("none")
 }
 
