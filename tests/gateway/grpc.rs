@@ -43,8 +43,10 @@ impl tonic::server::UnaryService<String> for Pay {
         let number = self.0.fetch_add(1, Ordering::SeqCst) + 1;
         let what = request.into_inner();
         Box::pin(async move {
-            if what.is_empty() {
-                return Err(Status::invalid_argument("how much?"));
+            match &*what {
+                "" => return Err(Status::invalid_argument("how much?")),
+                "soon" if number == 1 => return Err(Status::unavailable("not yet")),
+                _ => {}
             }
             let mut answer = Response::new(format!("payment {number} of {what}"));
             answer.metadata_mut().insert("x-till", "7".parse().unwrap());
@@ -86,10 +88,8 @@ impl Service<http::Request<Body>> for Till {
     }
 }
 
-/// S09, P2, P10: a unary call under a key keeps message, metadata and status; a call both ways without
-/// one flows.
-#[tokio::test]
-async fn s09_p2_p10_grpc_calls() {
+/// A till, a gateway before it, and a client of the gateway.
+async fn behind_gateway() -> (Till, Gateway, Client) {
     let till = Till::default();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();
@@ -98,17 +98,54 @@ async fn s09_p2_p10_grpc_calls() {
     let gateway = Gateway::start(addr, &["--upstream-http2"]);
     let channel = tonic::transport::Channel::from_shared(format!("http://{}", gateway.addr));
     let channel = soon("a channel", channel.unwrap().connect()).await.unwrap();
-    let mut client = tonic::client::Grpc::new(channel);
+    (till, gateway, tonic::client::Grpc::new(channel))
+}
 
-    let pay = PathAndQuery::from_static("/shop.Till/Pay");
+type Client = tonic::client::Grpc<tonic::transport::Channel>;
+
+async fn pay(client: &mut Client, key: &str, what: &str) -> Result<Response<String>, Status> {
+    client.ready().await.unwrap();
+    let mut request = Request::new(what.to_owned());
+    let key = key.parse().unwrap();
+    request.metadata_mut().insert("idempotency-key", key);
+    let path = PathAndQuery::from_static("/shop.Till/Pay");
+    soon("an answer", client.unary(request, path, Codec::default())).await
+}
+
+/// U04, S22, S30: an error of gRPC is a 200, and not what a retry gets for a day.
+#[tokio::test]
+async fn u04_s22_s30_an_error_of_grpc_is_not_recorded() {
+    let (till, _gateway, mut client) = behind_gateway().await;
+    let failed = pay(&mut client, "failed", "soon").await.unwrap_err();
+    assert_eq!(failed.code(), tonic::Code::Unavailable);
+    let paid = pay(&mut client, "failed", "soon").await.unwrap();
+    assert_eq!(paid.get_ref(), "payment 2 of soon");
+
+    let rejected = pay(&mut client, "rejected", "").await.unwrap_err();
+    assert_eq!(rejected.code(), tonic::Code::InvalidArgument);
+    let corrected = pay(&mut client, "rejected", "1 EUR").await;
+    // Without the feature the gateway knows only that it was an error.
+    #[cfg(feature = "grpc")]
+    {
+        assert_eq!(corrected.unwrap().get_ref(), "payment 4 of 1 EUR");
+        let other = pay(&mut client, "rejected", "2 EUR").await.unwrap_err();
+        assert_eq!(other.code(), tonic::Code::FailedPrecondition);
+        assert_eq!(till.payments.load(Ordering::SeqCst), 4);
+    }
+    #[cfg(not(feature = "grpc"))]
+    {
+        assert!(corrected.is_err());
+        assert_eq!(till.payments.load(Ordering::SeqCst), 3);
+    }
+}
+
+/// S09, P2, P10: a unary call under a key keeps message, metadata and status; a call both ways without
+/// one flows.
+#[tokio::test]
+async fn s09_p2_p10_grpc_calls() {
+    let (till, _gateway, mut client) = behind_gateway().await;
     for replayed in [false, true] {
-        client.ready().await.unwrap();
-        let mut request = Request::new("1 EUR".to_owned());
-        request
-            .metadata_mut()
-            .insert("idempotency-key", "k".parse().unwrap());
-        let call = client.unary(request, pay.clone(), Codec::default());
-        let answer: Response<String> = soon("an answer", call).await.unwrap();
+        let answer = pay(&mut client, "k", "1 EUR").await.unwrap();
         assert_eq!(answer.get_ref(), "payment 1 of 1 EUR");
         assert_eq!(answer.metadata().get("x-till").unwrap(), "7");
         let told = answer.metadata().contains_key("idempotent-replayed");
@@ -116,6 +153,7 @@ async fn s09_p2_p10_grpc_calls() {
     }
     assert_eq!(till.payments.load(Ordering::SeqCst), 1);
 
+    let pay = PathAndQuery::from_static("/shop.Till/Pay");
     client.ready().await.unwrap();
     let call = client.unary(Request::new(String::new()), pay, Codec::default());
     let refused: Result<Response<String>, _> = soon("an answer", call).await;
