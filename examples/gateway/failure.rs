@@ -1,12 +1,13 @@
-//! What the gateway says where it has no answer of the upstream: problem documents (RFC 9457).
+//! What the gateway says where it has no answer of the upstream.
 
 use bytes::Bytes;
-use http::{HeaderValue, Method, Response, StatusCode, header};
+use http::{HeaderValue, Method, Response, StatusCode, header::ALLOW};
 use http_body_util::Full;
 
 use crate::{
     forward::Unfit,
     outcome::{NotSent, OutcomeUnknown},
+    problem::problem,
 };
 
 /// Why there is no answer of the upstream.
@@ -28,86 +29,124 @@ pub(crate) enum Failure {
 
 impl Failure {
     /// The answer, with what the judge of a route wants to know among its extensions.
-    pub(crate) fn answer(self, method: &Method) -> Response<Full<Bytes>> {
-        let (status, name, title) = match self {
-            Self::Unreachable => (
-                StatusCode::BAD_GATEWAY,
-                "upstream-unreachable",
-                "The request did not reach the service behind this gateway; nothing was done",
-            ),
-            Self::Broken => (
-                StatusCode::BAD_GATEWAY,
-                "upstream-broken",
-                "The service behind this gateway broke off; whether it did anything is not known",
-            ),
-            Self::Slow => (
-                StatusCode::GATEWAY_TIMEOUT,
-                "upstream-slow",
-                "The service behind this gateway did not answer in time; whether it did anything is not known",
-            ),
-            Self::SlowClient => (
-                StatusCode::REQUEST_TIMEOUT,
-                "request-slow",
-                "The request body did not arrive in time",
-            ),
-            Self::BrokenClient => (
-                StatusCode::BAD_REQUEST,
-                "request-broken",
-                "The request body is incomplete",
-            ),
-            Self::Unfit(Unfit::Host) => (
-                StatusCode::BAD_REQUEST,
-                "host-invalid",
-                "The request does not name one host",
-            ),
-            Self::Unfit(Unfit::Connect) => (
-                StatusCode::NOT_IMPLEMENTED,
-                "no-tunnels",
-                "This gateway leads to one service only",
-            ),
-            Self::Unfit(Unfit::Upgrade) => (
-                StatusCode::NOT_IMPLEMENTED,
-                "no-upgrades",
-                "The service behind this gateway is reached over HTTP/2, which has no upgrades",
-            ),
-            Self::Unfit(Unfit::LastHop) if method == Method::OPTIONS => {
-                let mut answer = Response::new(Full::default());
-                *answer.status_mut() = StatusCode::NO_CONTENT;
-                return answer;
-            }
-            Self::Unfit(Unfit::LastHop) => (
-                StatusCode::METHOD_NOT_ALLOWED,
-                "no-trace",
-                "This gateway does not answer TRACE",
-            ),
+    pub(crate) fn answer(self, method: &Method, grpc: bool) -> Response<Full<Bytes>> {
+        let mut answer = match grpc {
+            true => self.grpc(),
+            false => self.document(method),
         };
-        let document = serde_json::json!({
-            "type": format!("urn:tower-idempotency:gateway:{name}"),
-            "title": title,
-            "status": status.as_u16(),
-            "error": name.replace('-', "_"),
-        });
-        let mut answer = Response::new(Full::from(document.to_string()));
-        *answer.status_mut() = status;
-        for (name, value) in [
-            (header::CONTENT_TYPE, "application/problem+json"),
-            (header::CONTENT_LANGUAGE, "en"),
-            (header::CACHE_CONTROL, "no-store"),
-        ] {
-            let value = HeaderValue::from_static(value);
-            answer.headers_mut().insert(name, value);
-        }
-        if let Self::Unfit(Unfit::LastHop) = self {
-            // Required with this status; nothing is allowed this far.
-            answer
-                .headers_mut()
-                .insert(header::ALLOW, HeaderValue::from_static("OPTIONS"));
-        }
         match self {
             Self::Unreachable => drop(answer.extensions_mut().insert(NotSent)),
             Self::Broken | Self::Slow => drop(answer.extensions_mut().insert(OutcomeUnknown)),
             Self::SlowClient | Self::BrokenClient | Self::Unfit(_) => {}
         }
         answer
+    }
+
+    /// A gRPC client reads no documents: its status is in the head of an answer that has no body.
+    fn grpc(self) -> Response<Full<Bytes>> {
+        const UNAVAILABLE: &str = "14";
+        const DEADLINE_EXCEEDED: &str = "4";
+        const INVALID_ARGUMENT: &str = "3";
+        const UNIMPLEMENTED: &str = "12";
+        let (status, message) = match self {
+            Self::Unreachable => (
+                UNAVAILABLE,
+                "no service behind this gateway; nothing was done",
+            ),
+            Self::Broken => (
+                UNAVAILABLE,
+                "the service broke off; what it did is not known",
+            ),
+            Self::Slow => (
+                DEADLINE_EXCEEDED,
+                "no answer in time; what was done is not known",
+            ),
+            Self::SlowClient => (DEADLINE_EXCEEDED, "the request did not arrive in time"),
+            Self::BrokenClient => (INVALID_ARGUMENT, "the request is incomplete"),
+            Self::Unfit(Unfit::Host) => (INVALID_ARGUMENT, "the request does not name one host"),
+            Self::Unfit(Unfit::Connect | Unfit::Upgrade | Unfit::LastHop) => {
+                (UNIMPLEMENTED, "not by this gateway")
+            }
+        };
+        let mut answer = Response::new(Full::default());
+        for (name, value) in [
+            ("content-type", "application/grpc"),
+            ("grpc-status", status),
+            ("grpc-message", message),
+        ] {
+            let value = HeaderValue::from_static(value);
+            answer.headers_mut().insert(name, value);
+        }
+        answer
+    }
+
+    fn document(self, method: &Method) -> Response<Full<Bytes>> {
+        match self {
+            Self::Unreachable => problem(
+                StatusCode::BAD_GATEWAY,
+                "upstream-unreachable",
+                "The service behind this gateway cannot be reached",
+                "It did not get the request, so nothing was done.",
+            ),
+            Self::Broken => problem(
+                StatusCode::BAD_GATEWAY,
+                "upstream-broken",
+                "The service behind this gateway broke off",
+                "It got the request and gave no answer: what it did is not known.",
+            ),
+            Self::Slow => problem(
+                StatusCode::GATEWAY_TIMEOUT,
+                "upstream-slow",
+                "The service behind this gateway did not answer in time",
+                "It got the request and gave no answer: what it did is not known.",
+            ),
+            Self::SlowClient => problem(
+                StatusCode::REQUEST_TIMEOUT,
+                "request-slow",
+                "The request body did not arrive in time",
+                "A part of it may have reached the service behind this gateway.",
+            ),
+            Self::BrokenClient => problem(
+                StatusCode::BAD_REQUEST,
+                "request-broken",
+                "The request body is incomplete",
+                "A part of it may have reached the service behind this gateway.",
+            ),
+            Self::Unfit(Unfit::Host) => problem(
+                StatusCode::BAD_REQUEST,
+                "host-invalid",
+                "The request does not name one host",
+                "It has one line `Host`, with a host and perhaps a port.",
+            ),
+            Self::Unfit(Unfit::Connect) => problem(
+                StatusCode::NOT_IMPLEMENTED,
+                "no-tunnels",
+                "This gateway makes no tunnels",
+                "It leads to one service, to which requests can be sent.",
+            ),
+            Self::Unfit(Unfit::Upgrade) => problem(
+                StatusCode::NOT_IMPLEMENTED,
+                "no-upgrades",
+                "This gateway has no upgrades",
+                "It reaches the service behind it over HTTP/2, which knows none.",
+            ),
+            Self::Unfit(Unfit::LastHop) if method == Method::OPTIONS => {
+                let mut answer = Response::new(Full::default());
+                *answer.status_mut() = StatusCode::NO_CONTENT;
+                answer
+            }
+            Self::Unfit(Unfit::LastHop) => {
+                let mut answer = problem(
+                    StatusCode::METHOD_NOT_ALLOWED,
+                    "no-trace",
+                    "This gateway does not answer TRACE",
+                    "`Max-Forwards` lets the request go no further than here.",
+                );
+                // Required with this status: what is answered here.
+                let allowed = HeaderValue::from_static("OPTIONS");
+                answer.headers_mut().insert(ALLOW, allowed);
+                answer
+            }
+        }
     }
 }

@@ -5,7 +5,8 @@ use std::{fmt::Write as _, net::IpAddr};
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Version,
     header::{
-        CONNECTION, EXPECT, FORWARDED, HOST, MAX_FORWARDS, TE, TRANSFER_ENCODING, UPGRADE, VIA,
+        CONNECTION, COOKIE, EXPECT, FORWARDED, HOST, MAX_FORWARDS, TE, TRANSFER_ENCODING, UPGRADE,
+        VIA,
     },
     request, response,
     uri::Authority,
@@ -17,13 +18,6 @@ pub(crate) const ATTEMPT: HeaderName = HeaderName::from_static("idempotency-atte
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
-
-/// Where clients could write what only proxies should. `Forwarded` says all of it.
-const X_FORWARDED: [HeaderName; 3] = [
-    HeaderName::from_static("x-forwarded-for"),
-    HeaderName::from_static("x-forwarded-host"),
-    HeaderName::from_static("x-forwarded-proto"),
-];
 
 /// What is the same for all messages.
 #[derive(Clone, Debug)]
@@ -88,6 +82,7 @@ impl Rules {
             (false, false) => {}
         }
 
+        join_cookies(headers);
         headers.remove(HOST);
         if !self.http2
             && let Ok(upstream) = HeaderValue::from_str(self.upstream.as_str())
@@ -95,10 +90,7 @@ impl Rules {
             headers.insert(HOST, upstream);
         }
         if !self.trust_forwarded {
-            headers.remove(FORWARDED);
-            X_FORWARDED.iter().for_each(|name| {
-                headers.remove(name);
-            });
+            drop_forwarded(headers);
         }
         append(headers, FORWARDED, &forwarded(client, host.as_ref()));
         append(headers, VIA, &self.via(parts.version));
@@ -220,6 +212,28 @@ fn forwarded(client: IpAddr, host: Option<&Authority>) -> String {
     }
     element.push_str(";proto=http");
     element
+}
+
+/// What clients could write, and only proxies should.
+fn drop_forwarded(headers: &mut HeaderMap) {
+    headers.remove(FORWARDED);
+    let names = headers
+        .keys()
+        .filter(|name| name.as_str().starts_with("x-forwarded-"));
+    for name in names.cloned().collect::<Vec<_>>() {
+        headers.remove(name);
+    }
+}
+
+/// HTTP/2 may divide them over several lines, HTTP/1.1 may not (RFC 9113, 8.2.3).
+fn join_cookies(headers: &mut HeaderMap) {
+    let lines = headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes);
+    let lines: Vec<&[u8]> = lines.collect();
+    if lines.len() > 1
+        && let Ok(joined) = HeaderValue::from_bytes(&lines.join(&b"; "[..]))
+    {
+        headers.insert(COOKIE, joined);
+    }
 }
 
 /// Adds a member to a list, on one line: not every server puts several together.

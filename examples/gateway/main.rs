@@ -6,13 +6,14 @@
 //!
 //! A request comes in at `serve`, goes through the layer of its route in `routes`, and out at
 //! `upstream`, with the head that `forward` makes of it. `failure` has the answers that the gateway
-//! gives itself, `outcome` what they say to the judge of a route. `config` reads the options.
+//! gives itself (in the form of `problem`), `outcome` what they say to the judge of a route. `config` reads the options.
 
 mod config;
 mod demo;
 mod failure;
 mod forward;
 mod outcome;
+mod problem;
 mod routes;
 mod serve;
 #[path = "../payments/store.rs"]
@@ -32,10 +33,7 @@ use http::{
     Uri,
     uri::{PathAndQuery, Scheme},
 };
-use tokio::{
-    net::{TcpListener, lookup_host},
-    time::timeout,
-};
+use tokio::{net::TcpListener, time::timeout};
 
 use crate::{config::Config, routes::Routes, serve::Gateway, upstream::Upstream};
 
@@ -67,12 +65,6 @@ async fn run(mut config: Config) -> Result<(), String> {
     let listener =
         listener.map_err(|error| format!("cannot listen on {}: {error}", config.listen))?;
     let addr = listener.local_addr().map_err(|error| error.to_string())?;
-    if is_itself(&config.upstream, addr).await {
-        return Err(format!(
-            "the upstream {} is this gateway itself",
-            config.upstream
-        ));
-    }
     // Before anybody is told the address, so that no signal is missed from then on.
     let mut signals =
         Signals::listen().map_err(|error| format!("cannot wait for signals: {error}"))?;
@@ -114,19 +106,6 @@ fn at(addr: SocketAddr) -> Result<Uri, String> {
     let uri = uri.authority(addr.to_string());
     let uri = uri.path_and_query(PathAndQuery::from_static("/")).build();
     uri.map_err(|error| error.to_string())
-}
-
-/// Whether requests to the upstream would come back, and go round for ever.
-async fn is_itself(upstream: &Uri, addr: SocketAddr) -> bool {
-    let host = upstream.host().unwrap_or_default();
-    let port = upstream.port_u16().unwrap_or(80);
-    // A name that leads nowhere yet may do so when it is needed.
-    let Ok(found) = lookup_host((host.trim_matches(['[', ']']), port)).await else {
-        return false;
-    };
-    let (ip, any) = (addr.ip(), addr.ip().is_unspecified());
-    let mut found = found.filter(|found| found.port() == addr.port());
-    found.any(|found| found.ip() == ip || any && found.ip().is_loopback())
 }
 
 struct Signals {

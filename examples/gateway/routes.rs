@@ -7,6 +7,8 @@
 //! No spelling of a path leads past a route: where the path as it was sent and its
 //! [plain spelling](plain) belong to different routes, the request is refused with 400. An upstream
 //! that takes `/v1//payments` for `/v1/payments` would otherwise carry it out without a key.
+//! What else an upstream makes of paths (`/v1/payments.json`, say) it alone knows; a route for `/*`
+//! at the end covers that, too.
 
 use std::{
     future::{Ready, ready},
@@ -20,10 +22,9 @@ use futures::{
     TryFutureExt as _,
     future::{Either, MapOk, join_all},
 };
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header, response};
+use http::{HeaderMap, Method, Request, Response, StatusCode, header, response};
 use http_body::Body;
 use http_body_util::{Either as EitherBody, Full};
-use serde_json::json;
 use tower::{Layer as _, Service};
 use tower_idempotency::{
     IdempotencyLayer, KeySource, OnConflict, RequestBody, ResponseBody, ResponseFuture, Scope,
@@ -37,6 +38,7 @@ use tower_idempotency::verdict::by_grpc_status as by_upstream;
 use crate::{
     config::{self, Config, Conflict, Key, PathPattern, Route, ScopeBy, Unknown, plain},
     outcome::{NotSent, OutcomeUnknown},
+    problem::problem,
 };
 
 /// How long the store has for each of its calls, where the lease is long enough.
@@ -126,7 +128,7 @@ fn layer(shared: Layer, route: &Route) -> Layer {
 }
 
 /// What an answer says about its operation. One from the gateway itself says whether the upstream
-/// got the request; one from the upstream is judged by its status, that of gRPC where it has one.
+/// got the request; one from the upstream is judged by its status, of gRPC where it is gRPC's.
 fn judge(unknown: Unknown, answer: &response::Parts, trailers: Option<&HeaderMap>) -> Verdict {
     let verdict = if answer.extensions.get::<NotSent>().is_some() {
         Verdict::Rejected
@@ -178,26 +180,14 @@ struct OtherSpelling;
 
 impl OtherSpelling {
     fn response(&self) -> Response<Full<Bytes>> {
-        let problem = json!({
-            "type": "urn:tower-idempotency:gateway:path-ambiguous",
-            "title": "The path can be read in two ways",
-            "status": StatusCode::BAD_REQUEST.as_u16(),
-            "detail": "Spelt otherwise, this path would be subject to other rules. Nothing was \
-                       done. Send it in its plain spelling: as documented, in the same letters, \
-                       and without `//`, `..`, needless escapes or a slash too many at its end.",
-            "error": "path_ambiguous",
-        });
-        let mut response = Response::new(Full::from(problem.to_string()));
-        *response.status_mut() = StatusCode::BAD_REQUEST;
-        for (name, value) in [
-            (header::CONTENT_TYPE, "application/problem+json"),
-            (header::CONTENT_LANGUAGE, "en"),
-            (header::CACHE_CONTROL, "no-store"),
-        ] {
-            let value = HeaderValue::from_static(value);
-            response.headers_mut().insert(name, value);
-        }
-        response
+        problem(
+            StatusCode::BAD_REQUEST,
+            "path-ambiguous",
+            "The path can be read in two ways",
+            "Spelt otherwise, this path would be subject to other rules. Nothing was done. Send it \
+             in its plain spelling: as documented, in the same letters, and without `//`, `..`, \
+             needless escapes or a slash too many at its end.",
+        )
     }
 }
 

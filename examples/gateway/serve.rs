@@ -9,6 +9,7 @@ use std::{
 
 use bytes::Bytes;
 use http::{Request, Response};
+use http_body_util::BodyExt as _;
 use hyper::{
     body::{Body, Incoming},
     service::service_fn,
@@ -113,18 +114,23 @@ where
     }
 
     fn spawn(&self, stream: TcpStream, connection: Connection) {
-        let use_ = Arc::new(Use::default());
+        let activity = Arc::new(Activity::default());
         let service = service_fn({
-            let (service, use_) = (self.service.clone(), Arc::clone(&use_));
+            let (service, activity) = (self.service.clone(), Arc::clone(&activity));
             let connection = connection.clone();
             move |mut request: Request<Incoming>| {
-                let running = Running::begin(&use_);
+                let running = Running::begin(&activity);
                 request.extensions_mut().insert(connection.clone());
                 let answer = service.clone().oneshot(request);
                 async move {
-                    let answer = answer.await;
-                    drop(running);
-                    answer
+                    let answer = answer.await?;
+                    // The body keeps it until it is sent.
+                    Ok::<_, Infallible>(answer.map(|body| {
+                        body.map_err(move |error| {
+                            let _ = &running;
+                            error
+                        })
+                    }))
                 }
             }
         });
@@ -139,7 +145,7 @@ where
                 // However it ended: clients come and go.
                 _ = serving.as_mut() => false,
                 _ = stop.wait_for(|stop| *stop) => true,
-                () = use_.ends(idle_timeout) => true,
+                () = activity.ends(idle_timeout) => true,
             };
             if go_on {
                 serving.as_mut().graceful_shutdown();
@@ -166,17 +172,17 @@ impl<S> Gateway<S> {
 
 /// What a connection is used for.
 #[derive(Debug)]
-struct Use(Mutex<State>);
+struct Activity(Mutex<State>);
 
 #[derive(Clone, Copy, Debug)]
 struct State {
-    /// Requests that have no answer yet.
+    /// Requests whose answers are not sent yet.
     running: usize,
-    /// When the last one began or was answered.
+    /// When the last one began or ended.
     last: Instant,
 }
 
-impl Default for Use {
+impl Default for Activity {
     fn default() -> Self {
         Self(Mutex::new(State {
             running: 0,
@@ -185,15 +191,14 @@ impl Default for Use {
     }
 }
 
-impl Use {
+impl Activity {
     fn change(&self, change: impl FnOnce(&mut usize)) {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         change(&mut state.running);
         state.last = Instant::now();
     }
 
-    /// Returns when there was no request for so long. An answer may still be on its way then: it is
-    /// finished, since the connection is not closed but let go.
+    /// Returns when there was no request for so long.
     async fn ends(&self, idle_timeout: Duration) {
         loop {
             let State { running, last } = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -210,11 +215,11 @@ impl Use {
     }
 }
 
-/// A request that has no answer yet.
-struct Running(Arc<Use>);
+/// A request whose answer is not sent yet.
+struct Running(Arc<Activity>);
 
 impl Running {
-    fn begin(connection: &Arc<Use>) -> Self {
+    fn begin(connection: &Arc<Activity>) -> Self {
         connection.change(|running| *running += 1);
         Self(Arc::clone(connection))
     }

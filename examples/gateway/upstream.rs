@@ -14,7 +14,7 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use http::{
     HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version,
-    header::{CONTENT_LENGTH, TRANSFER_ENCODING},
+    header::{CONTENT_LENGTH, CONTENT_TYPE, TRANSFER_ENCODING},
     request,
 };
 use http_body_util::{Either, Full};
@@ -97,10 +97,10 @@ impl Upstream {
 
     async fn answer(self, request: Request<RequestBody<Incoming>>) -> Response<AnswerBody> {
         let (mut parts, body) = request.into_parts();
-        let method = parts.method.clone();
+        let (method, grpc) = (parts.method.clone(), is_grpc(&parts.headers));
         match self.forward(&mut parts, body).await {
             Ok(answer) => answer.map(Either::Left),
-            Err(failure) => failure.answer(&method).map(Either::Right),
+            Err(failure) => failure.answer(&method, grpc).map(Either::Right),
         }
     }
 
@@ -146,7 +146,9 @@ impl Upstream {
             answered = sending => answered,
             failure = progress.stops(self.timeout) => {
                 let failure = failed(failure);
-                complain(&parts.method, &format!("nothing for {:?}", self.timeout));
+                if failure != Failure::SlowClient {
+                    complain(&parts.method, &format!("nothing for {:?}", self.timeout));
+                }
                 return Err(failure);
             }
         };
@@ -194,6 +196,13 @@ impl Service<Request<RequestBody<Incoming>>> for Upstream {
         let answer = self.clone().answer(request);
         Box::pin(async { Ok(answer.await) })
     }
+}
+
+/// Not gRPC-Web, whose clients are no gRPC clients.
+fn is_grpc(headers: &HeaderMap) -> bool {
+    let kind = headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes);
+    let rest = kind.and_then(|kind| kind.strip_prefix(b"application/grpc"));
+    rest.is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
 }
 
 /// Says how the body is framed over HTTP/1.1, where hyper would guess: a GET may have one of unknown

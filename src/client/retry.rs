@@ -50,18 +50,18 @@ use crate::store::jittered;
 /// # When
 ///
 /// The first wait is 100 ms, the next ones are twice as long each, up to
-/// [10 seconds](Self::delays), and each is up to a half longer by chance. `Retry-After`, in seconds or as a
-/// date (compared with the answer's own `Date`, if there is one), is the least wait; one that asks for
-/// more than the longest wait is not waited for, and the answer goes to the caller.
+/// [10 seconds](Self::delays), and each is up to a half longer by chance. `Retry-After`, in seconds or
+/// as a date (compared with the answer's own `Date`, if there is one), is the least wait; one that
+/// asks for more than the longest wait is not waited for, and the answer goes to the caller.
 ///
 /// # How often
 ///
 /// Up to [4 tries](Self::tries) that fail, and no try begins later than
 /// [60 seconds](Self::time) after the first: time enough for the default lease, for which the key
 /// of a server that died is held. Waiting for another try of the same operation counts as no failure.
-/// Of all operations together only so many are tried again as the [budget](Self::budget) allows: in an
-/// outage most callers get the failure at once, and the servers no storm. When a limit is reached the caller gets the
-/// last answer or error.
+/// Of all operations together only so many are tried again as the [budget](Self::budget) allows: in
+/// an outage most callers get the failure at once, and the servers no storm. When a limit is reached
+/// the caller gets the last answer or error.
 ///
 /// # Cancellation
 ///
@@ -151,8 +151,8 @@ impl<E> RetryPolicy<E> {
     /// default.
     ///
     /// The effect of such a try is unknown. A server that frees the key then, as
-    /// [`IdempotencyLayer`](crate::IdempotencyLayer) does, runs its handler again: good for handlers that
-    /// [save their progress](crate::Execution), or whose failures undo what they did.
+    /// [`IdempotencyLayer`](crate::IdempotencyLayer) does, runs its handler again: good for handlers
+    /// that [save their progress](crate::Execution), or whose failures undo what they did.
     pub fn server_errors(mut self, again: bool) -> Self {
         self.server_errors = again;
         self

@@ -311,8 +311,8 @@ async fn a_grpc_status_in_the_trailers_counts() {
     }
 }
 
-/// U06, U16: an answer over the limit is given on as it comes, whole; if it breaks off then, the caller sees
-/// it. An answer of the limit is read first.
+/// U06, U16: an answer over the limit is given on as it comes, whole; if it breaks off then, the
+/// caller sees it. An answer of the limit is read first.
 #[tokio::test(start_paused = true)]
 async fn u06_u16_a_large_answer_is_given_on_as_it_comes() {
     let layer = || RetryLayer::default().response_limit(1000);

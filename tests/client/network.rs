@@ -1,6 +1,6 @@
-//! S09, S26, S27, P1, P2, P4, U01: both ends, and a network between them that loses requests and answers, breaks
-//! answers off, delivers twice, late or never, and answers for the server. Each operation has one
-//! effect and one answer. `--nocapture` shows the counts.
+//! S09, S26, S27, P1, P2, P4: both ends, and a network between them that loses requests and answers,
+//! breaks answers off, delivers twice, late or never, and answers for the server. Each operation has
+//! one effect and one answer. `--nocapture` shows the counts.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},

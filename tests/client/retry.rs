@@ -524,8 +524,8 @@ async fn u20_each_try_waits_for_readiness() {
     assert_eq!(script.tries(), 3);
 }
 
-/// S09, P2: the client gave up on the first try, the server did the work; the next try is told to wait,
-/// and then gets the first one's answer.
+/// S09, P2: the client gave up on the first try, the server did the work; the next try is told to
+/// wait, and then gets the first one's answer.
 #[tokio::test(start_paused = true)]
 async fn s09_a_try_that_finds_its_operation_running_waits_for_the_answer() {
     let gate = Arc::new(Semaphore::new(0));

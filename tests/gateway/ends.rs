@@ -95,6 +95,42 @@ async fn u21_a_stop_finishes_what_runs() {
     assert_eq!(seen.count(), 4);
 }
 
+/// P3, P4, U21: a stop waits for a record that the store cannot take yet, also where nobody waits for the
+/// answer any more.
+#[tokio::test]
+async fn p3_p4_u21_a_stop_waits_for_records() {
+    let (seen, gate, upstream) = gated().await;
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("records.db");
+    let store = format!("sqlite:{}", file.display());
+    let gateway = Gateway::start(upstream.addr, &["--store", &store]);
+    let mut client = Client::connect(gateway.addr, false).await;
+    let asked = tokio::spawn(client.send(post("k", "1 EUR")));
+    until("the upstream has it", || seen.count() == 1).await;
+    asked.abort();
+    drop(client);
+
+    let url = format!("sqlite://{}", file.display());
+    let pool = sqlx::SqlitePool::connect(&url).await.unwrap();
+    let mut holder = pool.acquire().await.unwrap();
+    let lock = sqlx::query("BEGIN EXCLUSIVE").execute(&mut *holder).await;
+    lock.unwrap();
+    gate.add_permits(1);
+    gateway.process.signal("TERM");
+    let mut ended = Box::pin(gateway.ended());
+    let early = tokio::time::timeout(Duration::from_secs(1), &mut ended).await;
+    assert!(early.is_err(), "{early:?}");
+    let unlock = sqlx::query("ROLLBACK").execute(&mut *holder).await;
+    unlock.unwrap();
+    let (code, said) = soon("the end", ended).await;
+    assert_eq!(code, Some(0), "{said}");
+
+    let next = Gateway::start(upstream.addr, &["--store", &store]);
+    let again = send(next.addr, false, post("k", "1 EUR")).await;
+    assert_eq!(told(&again), (201, true));
+    assert_eq!(seen.count(), 1);
+}
+
 /// P9, U21: a stop takes as long as it may. What is cut off has no key, or the exit code says so.
 #[tokio::test]
 async fn u21_a_stop_has_a_limit() {

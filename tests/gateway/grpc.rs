@@ -2,6 +2,7 @@
 
 use std::{
     convert::Infallible,
+    net::SocketAddr,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -19,7 +20,10 @@ use tonic::{
 use tonic_prost::ProstCodec;
 use tower::Service;
 
-use crate::support::{Gateway, soon};
+use crate::{
+    servers::process::free_address,
+    support::{Gateway, soon},
+};
 
 type Codec = ProstCodec<String, String>;
 
@@ -33,6 +37,18 @@ impl NamedService for Till {
     const NAME: &'static str = "shop.Till";
 }
 
+const PAY: PathAndQuery = PathAndQuery::from_static("/shop.Till/Pay");
+
+/// The service on a free port.
+async fn serve(till: Till) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    let server = tonic::transport::Server::builder().add_service(till);
+    let serving = server.serve_with_incoming(TcpIncoming::from(listener));
+    tokio::spawn(serving);
+    addr
+}
+
 struct Pay(Arc<AtomicUsize>);
 
 impl tonic::server::UnaryService<String> for Pay {
@@ -43,9 +59,9 @@ impl tonic::server::UnaryService<String> for Pay {
         let number = self.0.fetch_add(1, Ordering::SeqCst) + 1;
         let what = request.into_inner();
         Box::pin(async move {
-            match &*what {
+            match &what[..] {
                 "" => return Err(Status::invalid_argument("how much?")),
-                "soon" if number == 1 => return Err(Status::unavailable("not yet")),
+                "once" if number == 1 => return Err(Status::internal("it broke")),
                 _ => {}
             }
             let mut answer = Response::new(format!("payment {number} of {what}"));
@@ -88,62 +104,60 @@ impl Service<http::Request<Body>> for Till {
     }
 }
 
-/// A till, a gateway before it, and a client of the gateway.
-async fn behind_gateway() -> (Till, Gateway, Client) {
-    let till = Till::default();
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let addr = listener.local_addr().unwrap();
-    let server = tonic::transport::Server::builder().add_service(till.clone());
-    tokio::spawn(server.serve_with_incoming(TcpIncoming::from(listener)));
-    let gateway = Gateway::start(addr, &["--upstream-http2"]);
-    let channel = tonic::transport::Channel::from_shared(format!("http://{}", gateway.addr));
-    let channel = soon("a channel", channel.unwrap().connect()).await.unwrap();
-    (till, gateway, tonic::client::Grpc::new(channel))
-}
-
 type Client = tonic::client::Grpc<tonic::transport::Channel>;
 
-async fn pay(client: &mut Client, key: &str, what: &str) -> Result<Response<String>, Status> {
+async fn client(gateway: &Gateway) -> Client {
+    let channel = tonic::transport::Channel::from_shared(format!("http://{}", gateway.addr));
+    let channel = soon("a channel", channel.unwrap().connect()).await;
+    Client::new(channel.unwrap())
+}
+
+/// Calls under a key.
+async fn pay(
+    client: &mut Client,
+    key: &'static str,
+    what: &str,
+) -> Result<Response<String>, Status> {
     client.ready().await.unwrap();
     let mut request = Request::new(what.to_owned());
     let key = key.parse().unwrap();
     request.metadata_mut().insert("idempotency-key", key);
-    let path = PathAndQuery::from_static("/shop.Till/Pay");
-    soon("an answer", client.unary(request, path, Codec::default())).await
+    let call = client.unary(request, PAY, Codec::default());
+    soon("an answer", call).await
 }
 
-/// U04, S22, S30: an error of gRPC is a 200, and not what a retry gets for a day.
+/// S04, U03, U26: what is known of a key is told by gRPC's own statuses, and so is what a service did.
 #[tokio::test]
-async fn u04_s22_s30_an_error_of_grpc_is_not_recorded() {
-    let (till, _gateway, mut client) = behind_gateway().await;
-    let failed = pay(&mut client, "failed", "soon").await.unwrap_err();
-    assert_eq!(failed.code(), tonic::Code::Unavailable);
-    let paid = pay(&mut client, "failed", "soon").await.unwrap();
-    assert_eq!(paid.get_ref(), "payment 2 of soon");
-
-    let rejected = pay(&mut client, "rejected", "").await.unwrap_err();
-    assert_eq!(rejected.code(), tonic::Code::InvalidArgument);
-    let corrected = pay(&mut client, "rejected", "1 EUR").await;
-    // Without the feature the gateway knows only that it was an error.
-    #[cfg(feature = "grpc")]
-    {
-        assert_eq!(corrected.unwrap().get_ref(), "payment 4 of 1 EUR");
-        let other = pay(&mut client, "rejected", "2 EUR").await.unwrap_err();
-        assert_eq!(other.code(), tonic::Code::FailedPrecondition);
-        assert_eq!(till.payments.load(Ordering::SeqCst), 4);
-    }
-    #[cfg(not(feature = "grpc"))]
-    {
-        assert!(corrected.is_err());
-        assert_eq!(till.payments.load(Ordering::SeqCst), 3);
-    }
+async fn s04_u03_u26_grpc_statuses_decide() {
+    let till = Till::default();
+    let addr = serve(till.clone()).await;
+    let gateway = Gateway::start(addr, &["--upstream-http2"]);
+    let mut client = client(&gateway).await;
+    let failed = pay(&mut client, "k", "once").await.unwrap_err();
+    assert_eq!(failed.code(), tonic::Code::Internal);
+    let other = pay(&mut client, "k", "2 EUR").await.unwrap_err();
+    assert_eq!(other.code(), tonic::Code::FailedPrecondition);
+    let again = pay(&mut client, "k", "once").await.unwrap();
+    assert_eq!(again.get_ref(), "payment 2 of once");
+    // A mistake costs no key.
+    let refused = pay(&mut client, "m", "").await.unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::InvalidArgument);
+    let mended = pay(&mut client, "m", "3 EUR").await.unwrap();
+    assert_eq!(mended.get_ref(), "payment 4 of 3 EUR");
+    let nowhere = Gateway::start(free_address(), &["--upstream-http2"]);
+    let down = pay(&mut self::client(&nowhere).await, "d", "1 EUR").await;
+    let down = down.unwrap_err();
+    assert_eq!(down.code(), tonic::Code::Unavailable);
 }
 
 /// S09, P2, P10: a unary call under a key keeps message, metadata and status; a call both ways without
 /// one flows.
 #[tokio::test]
 async fn s09_p2_p10_grpc_calls() {
-    let (till, _gateway, mut client) = behind_gateway().await;
+    let till = Till::default();
+    let addr = serve(till.clone()).await;
+    let gateway = Gateway::start(addr, &["--upstream-http2"]);
+    let mut client = client(&gateway).await;
     for replayed in [false, true] {
         let answer = pay(&mut client, "k", "1 EUR").await.unwrap();
         assert_eq!(answer.get_ref(), "payment 1 of 1 EUR");
@@ -153,9 +167,8 @@ async fn s09_p2_p10_grpc_calls() {
     }
     assert_eq!(till.payments.load(Ordering::SeqCst), 1);
 
-    let pay = PathAndQuery::from_static("/shop.Till/Pay");
     client.ready().await.unwrap();
-    let call = client.unary(Request::new(String::new()), pay, Codec::default());
+    let call = client.unary(Request::new(String::new()), PAY, Codec::default());
     let refused: Result<Response<String>, _> = soon("an answer", call).await;
     assert_eq!(refused.unwrap_err().code(), tonic::Code::InvalidArgument);
 

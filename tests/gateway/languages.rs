@@ -74,10 +74,10 @@ async fn s09_s10_a_service_in_python() {
         assert_eq!(&answer.body()[..], br#"{"payment": 1}"#);
     }
     // Twenty keys at once, each twice: one effect for each.
-    let calls = (0..40).map(|n| {
+    let calls = (0..40_u32).map(|n| {
         let key = format!("many-{}", n / 2);
         let sent = request(Method::POST, "/pay", &[("idempotency-key", &key)], empty());
-        tokio::spawn(send(gateway.addr, n % 2 == 0, sent))
+        tokio::spawn(send(gateway.addr, n.is_multiple_of(2), sent))
     });
     let calls: Vec<_> = calls.collect();
     for call in calls {

@@ -57,7 +57,7 @@ async fn operate(addr: std::net::SocketAddr, number: usize) -> (usize, String) {
     loop {
         tries += 1;
         let tried = async {
-            let mut client = Client::try_connect(addr, number % 2 == 0).await?;
+            let mut client = Client::try_connect(addr, number.is_multiple_of(2)).await?;
             let sent = request(
                 Method::POST,
                 "/pay",

@@ -1,6 +1,7 @@
 //! The example `gateway` as a process between real clients and real services: what streams through it,
 //! what it does to heads, and what becomes of a key when a service, a client or the gateway itself
 //! is gone.
+#![allow(clippy::unwrap_used, reason = "a test")]
 
 mod ends;
 mod failures;

@@ -147,6 +147,14 @@ fn via_says_the_way() {
     );
 }
 
+/// RFC 9113, 8.2.3: what HTTP/2 divides is one line over HTTP/1.1.
+#[test]
+fn cookies_are_one_line() {
+    let mut parts = get(&[("cookie", "a=1"), ("cookie", "b=2; c=3")]);
+    apply(&rules(), &mut parts, CLIENT).unwrap();
+    assert_eq!(lines(&parts, "cookie"), ["a=1; b=2; c=3"]);
+}
+
 /// RFC 7239: who asked, and for which host. What a client says of those before it counts only where
 /// it is told to.
 #[test]
@@ -156,6 +164,8 @@ fn forwarded_is_the_gateways_own() {
         ("x-forwarded-for", "1.2.3.4"),
         ("x-forwarded-proto", "https"),
         ("x-forwarded-host", "bank.example"),
+        ("x-forwarded-host", "shop.example"),
+        ("x-forwarded-prefix", "/admin"),
     ];
     let own = "for=192.0.2.7;host=\"shop.example\";proto=http";
     let mut parts = get(&came);

@@ -251,3 +251,29 @@ async fn p10_who_leaves_an_uncovered_request_ends_it() {
         soon("its end", ended.recv()).await.unwrap();
     }
 }
+
+/// A service that refuses an upload before it has read it is heard, where it reads on until it is heard,
+/// as it should (RFC 9112, 9.6).
+#[tokio::test]
+async fn p10_an_early_answer_arrives() {
+    for http2 in [false, true] {
+        let upstream = Upstream::start(|request: Request<Incoming>| async {
+            let mut rest = request.into_body();
+            tokio::spawn(async move { while let Some(Ok(_)) = rest.frame().await {} });
+            let mut answer = Response::new(full("too much"));
+            *answer.status_mut() = http::StatusCode::PAYLOAD_TOO_LARGE;
+            Ok(answer)
+        })
+        .await;
+        let gateway = Gateway::start(upstream.addr, flags(http2));
+        for _ in 0..10 {
+            let mut client = Client::connect(gateway.addr, http2).await;
+            let (words, body) = channel();
+            let answer = client.send(request(Method::POST, "/upload", &[], body));
+            let answer = tokio::spawn(answer);
+            words.send(Ok(Frame::data("begun".into()))).await.unwrap();
+            let answer = soon("an answer", answer).await.unwrap();
+            assert_eq!(answer.expect("an answer").status(), 413, "{http2}");
+        }
+    }
+}

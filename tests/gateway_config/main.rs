@@ -8,6 +8,8 @@
 mod config;
 #[path = "../../examples/gateway/outcome.rs"]
 mod outcome;
+#[path = "../../examples/gateway/problem.rs"]
+mod problem;
 #[path = "../../examples/gateway/routes.rs"]
 mod routes;
 

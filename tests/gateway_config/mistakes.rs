@@ -66,7 +66,7 @@ fn a_wrong_value_is_told_with_its_option() {
         ("buffer-limit", "0", "nothing at all"),
         ("buffer-limit", "1 sack", "is no size"),
         ("body-limit", "-1", "is no size"),
-        ("body-limit", "1GiB", "more than `buffer-limit`"),
+        ("body-limit", "1GiB", "more than the limit for all"),
         ("via", "two words", "is a single word"),
         ("via", "", "is a single word"),
         ("path", "v1", "does not begin with `/`"),
@@ -120,7 +120,7 @@ fn u19_a_value_in_place_of_a_name_is_not_repeated() {
 fn i12_a_scope_is_needed() {
     let text = told(&["--upstream=http://a:1"]);
     assert!(
-        text.starts_with("error: `--scope-header` or `single-tenant` is needed"),
+        text.starts_with("error: `--scope-header` or `--single-tenant` is needed"),
         "{text}"
     );
     let text = told(&[
@@ -135,7 +135,7 @@ fn i12_a_scope_is_needed() {
     let file = "upstream = 'http://a:1'\n[[route]]\nsingle-tenant = false\n";
     let text = told_of_file(file);
     assert!(
-        text.starts_with("error: g.toml:2: `scope-header` or"),
+        text.starts_with("error: g.toml:2: `scope-header` or `single-tenant` is needed"),
         "{text}"
     );
 }
@@ -155,11 +155,62 @@ fn contradictions_are_told() {
             "a key stands in one place",
         ),
         (&["--buffer-limit=1KiB"], "`--body-limit` is more than"),
+        (
+            &["--listen=127.0.0.1:80"],
+            "`--upstream` is the gateway itself",
+        ),
+        (
+            &["--listen=0.0.0.0:80"],
+            "`--upstream` is the gateway itself",
+        ),
     ] {
-        let always = ["--upstream=http://a:1", "--single-tenant"];
+        let always = ["--upstream=http://127.0.0.1", "--single-tenant"];
         let text = told(&[&always[..], flags].concat());
         assert!(text.contains(expected), "{flags:?}: {text}");
         assert_eq!(text.lines().count(), 1, "{flags:?}: {text}");
+    }
+}
+
+/// What depends on a value that is wrong is not told: it may be right.
+#[test]
+fn no_mistake_is_made_up() {
+    let text = told_of_file(
+        "upstream = 'http://a:1'
+[[route]]
+single-tenant = true
+ttl = '10s'
+lease = 'short'
+[[route]]
+single-tenant = true
+methods = ['PUT', 'get']
+",
+    );
+    let lines: Vec<_> = text.lines().collect();
+    let [lease, methods] = lines[..] else {
+        panic!("{text}")
+    };
+    assert!(
+        lease.starts_with("error: g.toml:5: `lease` is no time"),
+        "{text}"
+    );
+    assert!(
+        methods.starts_with("error: g.toml:8: `methods` has"),
+        "{text}"
+    );
+    for upstream in [
+        "http://127.0.0.1:3001",
+        "http://10.0.0.1:3000",
+        "http://[::1]:3000",
+    ] {
+        let upstream = format!("--upstream={upstream}");
+        read(&[&upstream, "--single-tenant"]).unwrap();
+    }
+    for (listen, upstream) in [("[::1]:80", "[::1]"), ("[::]:3000", "LocalHost:3000")] {
+        let (listen, upstream) = (
+            format!("--listen={listen}"),
+            format!("--upstream=http://{upstream}"),
+        );
+        assert!(told(&[&listen, &upstream, "--single-tenant"]).contains("the gateway itself"));
     }
 }
 

@@ -6,7 +6,7 @@ use http::{HeaderName, Method};
 use tempfile::TempDir;
 
 use crate::config::{
-    Config, Conflict, Ended, Key, PathPattern, ScopeBy, Takeover, Unknown,
+    Config, Conflict, Ended, Key, ScopeBy, Takeover, Unknown,
     options::{Kind, OPTIONS, Part},
 };
 
@@ -54,7 +54,7 @@ fn the_command_line_makes_one_route() {
     let [route] = &config.routes[..] else {
         panic!("{config:?}")
     };
-    assert_eq!(route.path, PathPattern::all());
+    assert_eq!(route.path.to_string(), "/*");
     assert_eq!(route.methods, [Method::POST, Method::PATCH]);
     assert_eq!(route.key, Key::Header(header("idempotency-key")));
     assert_eq!(route.scope, ScopeBy::Header(header("authorization")));
@@ -209,7 +209,7 @@ fn the_sample_is_read() {
         Conflict::Wait(Duration::from_secs(30))
     );
     assert_eq!(process.key, Key::Json("/idempotency_key".to_owned()));
-    assert_eq!(rest.path, PathPattern::all());
+    assert_eq!(rest.path.to_string(), "/*");
 }
 
 /// It has every option, and what it says behind a `#` is what holds where nothing is said.

@@ -29,10 +29,9 @@ impl Mistakes {
             At::CommandLine => String::new(),
             At::Line(line) => format!("{}:{line}: ", self.file),
         };
-        let name = match (at, name) {
-            (_, "") => String::new(),
-            (At::CommandLine, name) => format!("`--{name}` "),
-            (At::Line(_), name) => format!("`{name}` "),
+        let name = match name {
+            "" => String::new(),
+            name => format!("{} ", at.name(name)),
         };
         let told = format!("{place}{name}{told}");
         self.found.push((at.clone(), told));
@@ -42,6 +41,10 @@ impl Mistakes {
     pub(crate) fn add_fatal(&mut self, at: &At, name: &str, told: String) {
         self.fatal = true;
         self.add(at, name, told);
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.found.len()
     }
 
     /// Whether there is nothing to be read.

@@ -1,7 +1,7 @@
 //! What the gateway is told to do, on the command line and in a file.
 //!
 //! `options` has all options; `file` and the command line say what was given for them, `values` what
-//! a single value means, `read` what all of them mean together. Every mistake is told at once, in
+//! a single value means, `read` what all of them mean together. All mistakes are told at once, by
 //! `mistakes`. `told` puts a configuration into words, for `--check`. `path` is what a route is for.
 
 mod file;

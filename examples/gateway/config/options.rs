@@ -269,6 +269,16 @@ pub(crate) enum At {
     Line(usize),
 }
 
+impl At {
+    /// The name of an option, as it is written there.
+    pub(crate) fn name(&self, name: &str) -> String {
+        match self {
+            Self::CommandLine => format!("`--{name}`"),
+            Self::Line(_) => format!("`{name}`"),
+        }
+    }
+}
+
 /// What was given for one part.
 pub(crate) type Set = BTreeMap<&'static str, Given>;
 

@@ -60,15 +60,6 @@ impl PathPattern {
         })
     }
 
-    /// Every path there is.
-    pub(crate) fn all() -> Self {
-        Self {
-            base: String::new(),
-            below: true,
-            plain: Vec::new(),
-        }
-    }
-
     /// The path that it is for, and below which others may be.
     pub(crate) fn base(&self) -> &str {
         &self.base

@@ -1,7 +1,10 @@
 //! From what was given to a [`Config`]: every option has its parser here, and what several of them
 //! say together is checked.
 
-use std::time::Duration;
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
 use http::{Method, Uri};
 
@@ -52,6 +55,11 @@ impl Reader<'_> {
         self.optional(name, &parse).unwrap_or_else(default)
     }
 
+    /// The name of an option, as it is written here.
+    fn name(&self, name: &str) -> String {
+        self.at.name(name)
+    }
+
     /// Adds what is wrong about an option; where that was not given, about the part.
     fn wrong(&mut self, name: &str, told: impl Into<String>) {
         let at = self.set.get(name).map_or(self.at, |given| &given.at);
@@ -91,10 +99,20 @@ pub(super) fn config(
         let told = "is not given: which service is behind the gateway? As in http://127.0.0.1:4000";
         reader.wrong("upstream", told);
     }
+    let listen = reader.get("listen", values::address);
+    if upstream
+        .as_ref()
+        .is_some_and(|uri| is_reached_at(listen, uri))
+    {
+        reader.wrong(
+            "upstream",
+            format!("is the gateway itself, which listens on {listen}"),
+        );
+    }
     let buffer_limit = reader.get("buffer-limit", values::size);
     let config = Config {
         demo,
-        listen: reader.get("listen", values::address),
+        listen,
         // For a demo, and where it is wrong.
         upstream: upstream.unwrap_or(Uri::from_static("http://127.0.0.1:0")),
         store: reader.get("store", values::store),
@@ -116,11 +134,28 @@ pub(super) fn config(
         (at, route)
     });
     let routes: Vec<_> = read.collect();
-    unreachable(&routes, mistakes);
+    // Where a route is not what it was meant to be, it may seem to take what it does not.
+    if mistakes.is_empty() {
+        unreachable(&routes, mistakes);
+    }
     Config {
         routes: routes.into_iter().map(|(_, route)| route).collect(),
         ..config
     }
+}
+
+/// Whether a URL leads to this address, as far as that can be told without asking for names.
+fn is_reached_at(address: SocketAddr, uri: &Uri) -> bool {
+    let host = uri.host().unwrap_or_default();
+    let ip = host.trim_matches(['[', ']']).parse::<IpAddr>();
+    let here = match ip {
+        Ok(ip) => ip == address.ip() || address.ip().is_unspecified() && ip.is_loopback(),
+        Err(_) => {
+            let ip = address.ip();
+            host.eq_ignore_ascii_case("localhost") && (ip.is_loopback() || ip.is_unspecified())
+        }
+    };
+    here && uri.port_u16().unwrap_or(80) == address.port()
 }
 
 fn route(reader: &mut Reader<'_>, demo: bool, buffer_limit: usize) -> Route {
@@ -143,12 +178,16 @@ fn route(reader: &mut Reader<'_>, demo: bool, buffer_limit: usize) -> Route {
     };
     match reader.given("scope-header") {
         Some(_) if single_tenant => {
-            let told = "is given beside `scope-header`: callers are told apart, or they are not";
+            let other = reader.name("scope-header");
+            let told = format!("is given beside {other}: callers are told apart, or they are not");
             reader.wrong("single-tenant", told);
         }
         None if !single_tenant && !demo => {
-            let told = "or `single-tenant` is needed: without one, whoever guesses another's key \
-                        would get the other's answer";
+            let told = format!(
+                "or {} is needed: without one, whoever guesses another's key would get the other's \
+                 answer",
+                reader.name("single-tenant")
+            );
             reader.wrong("scope-header", told);
         }
         Some(_) | None => {}
@@ -158,6 +197,7 @@ fn route(reader: &mut Reader<'_>, demo: bool, buffer_limit: usize) -> Route {
         reader.wrong("scope-header", told);
     }
 
+    let found = reader.mistakes.len();
     let (ttl, lease) = (
         reader.get("ttl", values::time),
         reader.get("lease", values::time),
@@ -168,7 +208,7 @@ fn route(reader: &mut Reader<'_>, demo: bool, buffer_limit: usize) -> Route {
             "is less than 100ms, and could not be renewed in time",
         );
     }
-    if ttl < lease {
+    if ttl < lease && reader.mistakes.len() == found {
         let told = format!(
             "is less than the lease ({}): a record would be gone while its request may still run",
             humantime::format_duration(lease)
@@ -177,8 +217,7 @@ fn route(reader: &mut Reader<'_>, demo: bool, buffer_limit: usize) -> Route {
     }
     let body_limit = reader.get("body-limit", values::size);
     if body_limit > buffer_limit {
-        let told = "is more than `buffer-limit`, which is for all bodies together: the greatest \
-                    would never pass";
+        let told = "is more than the limit for all bodies together: the greatest would never pass";
         reader.wrong("body-limit", told);
     }
     Route {
