@@ -28,8 +28,7 @@ use http_body_util::{Either as EitherBody, Full};
 use tower::{Layer as _, Service};
 use tower_idempotency::{
     IdempotencyLayer, KeySource, OnConflict, RequestBody, ResponseBody, ResponseFuture, Scope,
-    Store, Takeover,
-    verdict::{self, Verdict},
+    Store, Takeover, verdict::Verdict,
 };
 
 #[cfg(feature = "grpc")]
@@ -150,7 +149,7 @@ fn by_upstream(answer: &response::Parts, trailers: Option<&HeaderMap>) -> Verdic
     let said = |headers: &HeaderMap| headers.get("grpc-status").map(|code| code != "0");
     match trailers.and_then(said).or_else(|| said(&answer.headers)) {
         Some(true) => Verdict::Failed,
-        _ => verdict::by_status(answer, trailers),
+        _ => tower_idempotency::verdict::by_status(answer, trailers),
     }
 }
 
