@@ -100,7 +100,9 @@ impl SetIdempotencyKeyLayer {
         self.set(|options| options.covers = Some(Arc::new(covers)))
     }
 
-    /// The header, or the metadata of gRPC, that has the key: `Idempotency-Key` by default.
+    /// The header, or the metadata of gRPC, that has the key: `Idempotency-Key` by default. Name it to
+    /// the [`RetryPolicy`](super::RetryPolicy::key_header) too, which does not try again what seems to
+    /// have no key.
     ///
     /// # Panics
     ///

@@ -4,7 +4,9 @@
 //! A client whose answer is lost asks again; that is what keys are for. [`SetIdempotencyKeyLayer`]
 //! gives each POST and PATCH the key of its operation. [`RetryLayer`] stands inside of it and sends the
 //! request again, as it was: after those failures where it can help, not too often, and never one that
-//! could take effect twice. So all tries of an operation have one key (S26):
+//! could take effect twice. So all tries of an operation have one key (S26). **The server must know
+//! keys:** to one that ignores the header, a POST that is sent twice is two operations. Leave those
+//! servers out with [`covers`](SetIdempotencyKeyLayer::covers): what has no key is sent once.
 //!
 //! ```
 //! use std::{
@@ -138,6 +140,10 @@
 //! `tower::buffer` outside of this layer: give the request a clone of the execution, and have the
 //! layer [require](SetIdempotencyKeyLayer::require_execution) one, so that a call which was forgotten
 //! is refused rather than made under a new key in each attempt.
+//!
+//! A request that a handler passes on with the headers it came with has the key of the handler's
+//! caller, which is kept. Remove it where the other service does not know that caller: two callers may
+//! choose the same key, and one would get the other's answer (U33).
 //!
 //! The key is half of it. The other service must know keys, and remember them for as long as the
 //! operation may be tried again; and the call must say the same in each attempt, or the service takes
