@@ -35,9 +35,9 @@ impl Failure {
             false => self.document(method),
         };
         match self {
-            Self::Unreachable => drop(answer.extensions_mut().insert(NotSent)),
+            Self::Unreachable | Self::Unfit(_) => drop(answer.extensions_mut().insert(NotSent)),
             Self::Broken | Self::Slow => drop(answer.extensions_mut().insert(OutcomeUnknown)),
-            Self::SlowClient | Self::BrokenClient | Self::Unfit(_) => {}
+            Self::SlowClient | Self::BrokenClient => {}
         }
         answer
     }
@@ -64,7 +64,8 @@ impl Failure {
             Self::SlowClient => (DEADLINE_EXCEEDED, "the request did not arrive in time"),
             Self::BrokenClient => (INVALID_ARGUMENT, "the request is incomplete"),
             Self::Unfit(Unfit::Host) => (INVALID_ARGUMENT, "the request does not name one host"),
-            Self::Unfit(Unfit::Connect | Unfit::Upgrade | Unfit::LastHop) => {
+            Self::Unfit(Unfit::Target) => (INVALID_ARGUMENT, "the request does not name a path"),
+            Self::Unfit(Unfit::Connect | Unfit::Upgrade | Unfit::LastHop | Unfit::Coding) => {
                 (UNIMPLEMENTED, "not by this gateway")
             }
         };
@@ -117,6 +118,19 @@ impl Failure {
                 "host-invalid",
                 "The request does not name one host",
                 "It has one line `Host`, with a host and perhaps a port.",
+            ),
+            Self::Unfit(Unfit::Target) => problem(
+                StatusCode::BAD_REQUEST,
+                "target-invalid",
+                "The request does not name a path",
+                "What it asks for begins with `/`, or with `http://` and a host.",
+            ),
+            Self::Unfit(Unfit::Coding) => problem(
+                StatusCode::NOT_IMPLEMENTED,
+                "coding-unknown",
+                "This gateway does not know how the request body is coded",
+                "`Transfer-Encoding` is `chunked` alone; a body that is compressed says so in \
+                 `Content-Encoding`.",
             ),
             Self::Unfit(Unfit::Connect) => problem(
                 StatusCode::NOT_IMPLEMENTED,

@@ -6,7 +6,8 @@
 //!
 //! No spelling of a path leads past a route: where the path as it was sent and its
 //! [plain spelling](plain) belong to different routes, the request is refused with 400. An upstream
-//! that takes `/v1//payments` for `/v1/payments` would otherwise carry it out without a key.
+//! that takes `/v1//payments` for `/v1/payments` would otherwise carry it out without a key; so it
+//! would where it takes `post` for `POST`.
 //! What else an upstream makes of paths (`/v1/payments.json`, say) it alone knows; a route for `/*`
 //! at the end covers that, too.
 
@@ -150,7 +151,7 @@ impl Table {
     fn find(&self, method: &Method, path: &str) -> Result<Option<&Rule>, OtherSpelling> {
         let of_method = || {
             let rules = self.rules.iter();
-            rules.filter(|rule| rule.methods.contains(method))
+            rules.filter(|rule| rule.methods.iter().any(|of| is_spelt_as(of, method)))
         };
         if of_method().next().is_none() {
             return Ok(None);
@@ -160,25 +161,47 @@ impl Table {
         let meant = of_method().find(|rule| rule.path.matches_plain(&plain));
         match (spelt, meant) {
             (None, None) => Ok(None),
-            (Some(spelt), Some(meant)) if std::ptr::eq(spelt, meant) => Ok(Some(spelt)),
-            _ => Err(OtherSpelling),
+            (Some(spelt), Some(meant)) if std::ptr::eq(spelt, meant) => {
+                match spelt.methods.contains(method) {
+                    true => Ok(Some(spelt)),
+                    false => Err(OtherSpelling::Method),
+                }
+            }
+            _ => Err(OtherSpelling::Path),
         }
     }
 }
 
-/// A path that could be taken for one that is covered otherwise.
-struct OtherSpelling;
+/// Whether both are the same method to a server that reads its letters as capitals.
+fn is_spelt_as(one: &Method, other: &Method) -> bool {
+    one.as_str().eq_ignore_ascii_case(other.as_str())
+}
+
+/// What could be taken for something that is covered otherwise.
+enum OtherSpelling {
+    Path,
+    Method,
+}
 
 impl OtherSpelling {
     fn response(&self) -> Response<Full<Bytes>> {
-        problem(
-            StatusCode::BAD_REQUEST,
-            "path-ambiguous",
-            "The path can be read in two ways",
-            "Spelt otherwise, this path would be subject to other rules. Nothing was done. Send it \
-             in its plain spelling: as documented, in the same letters, and without `//`, `..`, \
-             needless escapes or a slash too many at its end.",
-        )
+        match self {
+            Self::Path => problem(
+                StatusCode::BAD_REQUEST,
+                "path-ambiguous",
+                "The path can be read in two ways",
+                "Spelt otherwise, this path would be subject to other rules. Nothing was done. \
+                 Send it in its plain spelling: as documented, in the same letters, and without \
+                 `//`, `..`, needless escapes or a slash too many at its end.",
+            ),
+            Self::Method => problem(
+                StatusCode::BAD_REQUEST,
+                "method-ambiguous",
+                "The method can be read in two ways",
+                "In capitals, this method would be subject to other rules. Nothing was done. Send \
+                 it in capitals.",
+            ),
+        }
     }
 }
 

@@ -26,10 +26,7 @@ use tokio::{
 };
 use tower::{BoxError, Service, ServiceExt as _};
 
-use crate::{config::Config, upstream::Connection};
-
-/// The greatest head of a request, in bytes.
-const HEAD_LIMIT: u32 = 64 * 1024;
+use crate::{HEAD_LIMIT, config::Config, upstream::Connection};
 
 /// Takes connections, until it is told to stop.
 pub(crate) struct Gateway<S> {

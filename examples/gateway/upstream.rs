@@ -36,7 +36,7 @@ use tokio::{
 use tower::Service;
 use tower_idempotency::{Execution, RequestBody};
 
-use crate::{config::Config, failure::Failure, forward::Rules};
+use crate::{HEAD_LIMIT, config::Config, failure::Failure, forward::Rules};
 
 /// What a request comes over, in its extensions.
 #[derive(Clone, Debug)]
@@ -78,6 +78,7 @@ impl Upstream {
             .http2_only(config.upstream_http2)
             .http2_adaptive_window(true)
             .http2_keep_alive_interval(config.upstream_http2.then_some(KEEP_ALIVE))
+            .http2_max_header_list_size(HEAD_LIMIT)
             .set_host(false)
             // Only what was never taken from its queue, because a kept connection was gone.
             .retry_canceled_requests(true)

@@ -261,6 +261,19 @@ async fn no_spelling_leads_past_a_route() {
     }
 }
 
+/// Nor does a spelling of the method, which some servers read in capitals.
+#[tokio::test]
+async fn no_spelling_of_a_method_leads_past_a_route() {
+    let gateway = Gateway::new(vec![route("/pay")]);
+    for method in ["post", "Patch"] {
+        let (status, _, body) = gateway.send(keyless(method, "/pay")).await;
+        assert_eq!(status, 400, "{method}");
+        assert!(body.contains("method-ambiguous"), "{body}");
+        assert_eq!(gateway.status(keyless(method, "/else")).await, 201);
+    }
+    assert_eq!(gateway.calls(), 2);
+}
+
 /// A route for everything leaves no spelling open, and refuses none.
 #[tokio::test]
 async fn a_route_for_everything_takes_every_spelling() {
