@@ -5,6 +5,7 @@ use http::{HeaderValue, Method, Response, StatusCode, header::ALLOW};
 use http_body_util::Full;
 
 use crate::{
+    config::Refusals,
     forward::Unfit,
     outcome::{NotSent, OutcomeUnknown},
     problem::problem,
@@ -29,10 +30,15 @@ pub(crate) enum Failure {
 
 impl Failure {
     /// The answer, with what the judge of a route wants to know among its extensions.
-    pub(crate) fn answer(self, method: &Method, grpc: bool) -> Response<Full<Bytes>> {
+    pub(crate) fn answer(
+        self,
+        method: &Method,
+        grpc: bool,
+        refusals: Refusals,
+    ) -> Response<Full<Bytes>> {
         let mut answer = match grpc {
             true => self.grpc(),
-            false => self.document(method),
+            false => self.document(method, refusals),
         };
         match self {
             Self::Unreachable | Self::Unfit(_) => drop(answer.extensions_mut().insert(NotSent)),
@@ -81,7 +87,8 @@ impl Failure {
         answer
     }
 
-    fn document(self, method: &Method) -> Response<Full<Bytes>> {
+    fn document(self, method: &Method, refusals: Refusals) -> Response<Full<Bytes>> {
+        let problem = |status, name, title, detail| problem(refusals, status, name, title, detail);
         match self {
             Self::Unreachable => problem(
                 StatusCode::BAD_GATEWAY,

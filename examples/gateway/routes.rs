@@ -34,9 +34,9 @@ use tower_idempotency::{
 };
 
 use crate::{
-    config::{self, Config, Conflict, Key, PathPattern, Route, ScopeBy, Unknown, plain},
+    config::{self, Config, Conflict, Key, PathPattern, Refusals, Route, ScopeBy, Unknown, plain},
     outcome::{NotSent, OutcomeUnknown},
-    problem::problem,
+    problem::{as_stripe_does, problem},
 };
 
 /// How long the store has for each of its calls, where the lease is long enough.
@@ -59,6 +59,7 @@ struct Table {
 struct Rule {
     path: PathPattern,
     methods: Vec<Method>,
+    refusals: Refusals,
     layer: Layer,
 }
 
@@ -71,6 +72,7 @@ impl Routes {
         let rule = |route: &Route| Rule {
             path: route.path.clone(),
             methods: route.methods.clone(),
+            refusals: route.refusals,
             layer: layer(shared.clone(), route),
         };
         Self(Arc::new(Table {
@@ -97,7 +99,11 @@ impl Routes {
 
 fn layer(shared: Layer, route: &Route) -> Layer {
     let unknown = route.unknown;
-    shared
+    let layer = match route.refusals {
+        Refusals::Problem => shared,
+        Refusals::Stripe => shared.on_refusal(as_stripe_does),
+    };
+    layer
         // Only its own requests come to it.
         .covers(|_| true)
         .scope(match &route.scope {
@@ -187,6 +193,7 @@ impl OtherSpelling {
     fn response(&self) -> Response<Full<Bytes>> {
         match self {
             Self::Path => problem(
+                Refusals::Problem,
                 StatusCode::BAD_REQUEST,
                 "path-ambiguous",
                 "The path can be read in two ways",
@@ -195,6 +202,7 @@ impl OtherSpelling {
                  `//`, `..`, needless escapes or a slash too many at its end.",
             ),
             Self::Method => problem(
+                Refusals::Problem,
                 StatusCode::BAD_REQUEST,
                 "method-ambiguous",
                 "The method can be read in two ways",
@@ -248,6 +256,8 @@ where
                 // An upgrade would pass the layer. Who does not know a protocol ignores the offer
                 // (RFC 9110, 7.8), and so the request is covered.
                 request.headers_mut().remove(header::UPGRADE);
+                // For what the upstream's own failures are to look like.
+                request.extensions_mut().insert(rule.refusals);
                 &rule.layer
             }
             Ok(None) => &table.open,

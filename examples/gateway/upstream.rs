@@ -99,9 +99,10 @@ impl Upstream {
     async fn answer(self, request: Request<RequestBody<Incoming>>) -> Response<AnswerBody> {
         let (mut parts, body) = request.into_parts();
         let (method, grpc) = (parts.method.clone(), is_grpc(&parts.headers));
+        let refusals = parts.extensions.get().copied().unwrap_or_default();
         match self.forward(&mut parts, body).await {
             Ok(answer) => answer.map(Either::Left),
-            Err(failure) => failure.answer(&method, grpc).map(Either::Right),
+            Err(failure) => failure.answer(&method, grpc, refusals).map(Either::Right),
         }
     }
 
