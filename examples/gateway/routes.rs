@@ -42,6 +42,9 @@ use crate::{
 /// How long the store has for each of its calls, where the lease is long enough.
 const STORE_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// How long the end of an answer may take that is to be recorded whole.
+pub(crate) const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+
 type Layer = IdempotencyLayer<Arc<dyn Store>>;
 
 /// The routes of a configuration, over one store and within the same limits. Clones share both.
@@ -59,6 +62,7 @@ struct Table {
 struct Rule {
     path: PathPattern,
     methods: Vec<Method>,
+    unknown: Unknown,
     refusals: Refusals,
     layer: Layer,
 }
@@ -72,6 +76,7 @@ impl Routes {
         let rule = |route: &Route| Rule {
             path: route.path.clone(),
             methods: route.methods.clone(),
+            unknown: route.unknown,
             refusals: route.refusals,
             layer: layer(shared.clone(), route),
         };
@@ -124,6 +129,7 @@ fn layer(shared: Layer, route: &Route) -> Layer {
             Conflict::Wait(limit) => OnConflict::Wait(limit),
         })
         .body_limit(route.body_limit)
+        .response_timeout(ANSWER_TIMEOUT)
         .takeover(match route.takeover {
             config::Takeover::Retry => Takeover::run(),
             config::Takeover::Refuse => Takeover::refuse(),
@@ -256,7 +262,8 @@ where
                 // An upgrade would pass the layer. Who does not know a protocol ignores the offer
                 // (RFC 9110, 7.8), and so the request is covered.
                 request.headers_mut().remove(header::UPGRADE);
-                // For what the upstream's own failures are to look like.
+                // For the failures that only `upstream` knows.
+                request.extensions_mut().insert(rule.unknown);
                 request.extensions_mut().insert(rule.refusals);
                 &rule.layer
             }
