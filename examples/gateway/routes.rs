@@ -6,7 +6,8 @@
 //!
 //! No spelling of a path leads past a route: where the path as it was sent and its
 //! [plain spelling](plain) belong to different routes, the request is refused with 400. An upstream
-//! that takes `/v1//payments` for `/v1/payments` would otherwise carry it out without a key.
+//! that takes `/v1//payments` for `/v1/payments` would otherwise carry it out without a key; so it
+//! would where it takes `post` for `POST`.
 //! What else an upstream makes of paths (`/v1/payments.json`, say) it alone knows; a route for `/*`
 //! at the end covers that, too.
 
@@ -35,13 +36,16 @@ use tower_idempotency::{
 use tower_idempotency::verdict::by_grpc_status as by_upstream;
 
 use crate::{
-    config::{self, Config, Conflict, Key, PathPattern, Route, ScopeBy, Unknown, plain},
+    config::{self, Config, Conflict, Key, PathPattern, Refusals, Route, ScopeBy, Unknown, plain},
     outcome::{NotSent, OutcomeUnknown},
-    problem::problem,
+    problem::{as_stripe_does, problem},
 };
 
 /// How long the store has for each of its calls, where the lease is long enough.
 const STORE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long the end of an answer may take that is to be recorded whole.
+pub(crate) const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
 type Layer = IdempotencyLayer<Arc<dyn Store>>;
 
@@ -60,6 +64,8 @@ struct Table {
 struct Rule {
     path: PathPattern,
     methods: Vec<Method>,
+    unknown: Unknown,
+    refusals: Refusals,
     layer: Layer,
 }
 
@@ -72,6 +78,8 @@ impl Routes {
         let rule = |route: &Route| Rule {
             path: route.path.clone(),
             methods: route.methods.clone(),
+            unknown: route.unknown,
+            refusals: route.refusals,
             layer: layer(shared.clone(), route),
         };
         Self(Arc::new(Table {
@@ -98,7 +106,11 @@ impl Routes {
 
 fn layer(shared: Layer, route: &Route) -> Layer {
     let unknown = route.unknown;
-    shared
+    let layer = match route.refusals {
+        Refusals::Problem => shared,
+        Refusals::Stripe => shared.on_refusal(as_stripe_does),
+    };
+    layer
         // Only its own requests come to it.
         .covers(|_| true)
         .scope(match &route.scope {
@@ -119,6 +131,7 @@ fn layer(shared: Layer, route: &Route) -> Layer {
             Conflict::Wait(limit) => OnConflict::Wait(limit),
         })
         .body_limit(route.body_limit)
+        .response_timeout(ANSWER_TIMEOUT)
         .takeover(match route.takeover {
             config::Takeover::Retry => Takeover::run(),
             config::Takeover::Refuse => Takeover::refuse(),
@@ -158,7 +171,7 @@ impl Table {
     fn find(&self, method: &Method, path: &str) -> Result<Option<&Rule>, OtherSpelling> {
         let of_method = || {
             let rules = self.rules.iter();
-            rules.filter(|rule| rule.methods.contains(method))
+            rules.filter(|rule| rule.methods.iter().any(|of| is_spelt_as(of, method)))
         };
         if of_method().next().is_none() {
             return Ok(None);
@@ -168,25 +181,49 @@ impl Table {
         let meant = of_method().find(|rule| rule.path.matches_plain(&plain));
         match (spelt, meant) {
             (None, None) => Ok(None),
-            (Some(spelt), Some(meant)) if std::ptr::eq(spelt, meant) => Ok(Some(spelt)),
-            _ => Err(OtherSpelling),
+            (Some(spelt), Some(meant)) if std::ptr::eq(spelt, meant) => {
+                match spelt.methods.contains(method) {
+                    true => Ok(Some(spelt)),
+                    false => Err(OtherSpelling::Method),
+                }
+            }
+            _ => Err(OtherSpelling::Path),
         }
     }
 }
 
-/// A path that could be taken for one that is covered otherwise.
-struct OtherSpelling;
+/// Whether both are the same method to a server that reads its letters as capitals.
+fn is_spelt_as(one: &Method, other: &Method) -> bool {
+    one.as_str().eq_ignore_ascii_case(other.as_str())
+}
+
+/// What could be taken for something that is covered otherwise.
+enum OtherSpelling {
+    Path,
+    Method,
+}
 
 impl OtherSpelling {
     fn response(&self) -> Response<Full<Bytes>> {
-        problem(
-            StatusCode::BAD_REQUEST,
-            "path-ambiguous",
-            "The path can be read in two ways",
-            "Spelt otherwise, this path would be subject to other rules. Nothing was done. Send it \
-             in its plain spelling: as documented, in the same letters, and without `//`, `..`, \
-             needless escapes or a slash too many at its end.",
-        )
+        match self {
+            Self::Path => problem(
+                Refusals::Problem,
+                StatusCode::BAD_REQUEST,
+                "path-ambiguous",
+                "The path can be read in two ways",
+                "Spelt otherwise, this path would be subject to other rules. Nothing was done. \
+                 Send it in its plain spelling: as documented, in the same letters, and without \
+                 `//`, `..`, needless escapes or a slash too many at its end.",
+            ),
+            Self::Method => problem(
+                Refusals::Problem,
+                StatusCode::BAD_REQUEST,
+                "method-ambiguous",
+                "The method can be read in two ways",
+                "In capitals, this method would be subject to other rules. Nothing was done. Send \
+                 it in capitals.",
+            ),
+        }
     }
 }
 
@@ -233,6 +270,9 @@ where
                 // An upgrade would pass the layer. Who does not know a protocol ignores the offer
                 // (RFC 9110, 7.8), and so the request is covered.
                 request.headers_mut().remove(header::UPGRADE);
+                // For the failures that only `upstream` knows.
+                request.extensions_mut().insert(rule.unknown);
+                request.extensions_mut().insert(rule.refusals);
                 &rule.layer
             }
             Ok(None) => &table.open,

@@ -242,6 +242,14 @@ pub(crate) const OPTIONS: &[Opt] = &[
     ),
     opt(
         Route,
+        "refusals",
+        "problem|stripe",
+        Some("problem"),
+        "The form of what the gateway itself answers: problem documents (RFC 9457), or errors as \
+         Stripe's API has them, for its libraries.",
+    ),
+    opt(
+        Route,
         "body-limit",
         "SIZE",
         Some("1MiB"),
