@@ -25,8 +25,8 @@ use tonic::{Status, transport::Channel};
 use tonic_prost::ProstCodec;
 use tower::{BoxError, Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 use tower_idempotency::{
-    IdempotencyLayer, MemoryStore, RequestBody, Scope,
-    client::{RepeatBody, RetryLayer},
+    IdempotencyKey, IdempotencyLayer, MemoryStore, RequestBody, Scope,
+    client::{RepeatBody, RetryLayer, SetIdempotencyKeyLayer},
 };
 
 type Answer = Response<tonic::body::Body>;
@@ -44,16 +44,19 @@ async fn main() -> Result<(), BoxError> {
     Ok(())
 }
 
-/// hyper-util's client takes requests as the layer sends them.
+/// hyper-util's client takes requests as the layers send them: with the key of their operation, and
+/// again where that can help.
 async fn with_hyper(address: SocketAddr) -> Result<(), BoxError> {
-    let pool = Client::builder(TokioExecutor::new()).build_http();
-    let client = RetryLayer::default().layer(pool);
+    let client = ServiceBuilder::new()
+        .layer(SetIdempotencyKeyLayer::new())
+        .layer(RetryLayer::default())
+        .service(Client::builder(TokioExecutor::new()).build_http());
     for n in 1..=4 {
         let order = format!("hyper-{n}");
-        // The order has a name, so the operation has one. Where there is none, a random one does,
-        // made once for all tries.
+        // The order has a name, so the operation has one. Without it, the layer would make a random
+        // one, once for all tries.
         let request = Request::post(format!("http://{address}/payments"))
-            .header("idempotency-key", &order)
+            .extension(IdempotencyKey::new(&order)?)
             .body(Full::<Bytes>::from("100 EUR"))?;
         let (head, body) = client.clone().oneshot(request).await?.into_parts();
         let payment = body.collect().await?.to_bytes();

@@ -2,16 +2,14 @@
 
 #[path = "../examples/payments/client.rs"]
 mod client;
-#[cfg(any(feature = "redis", feature = "postgres"))]
 #[path = "servers/mod.rs"]
 mod servers;
 
 use std::{
     fs,
-    io::{BufRead as _, BufReader},
     net::SocketAddr,
     path::PathBuf,
-    process::{Child, ChildStdout, Command, Output, Stdio},
+    process::Stdio,
     sync::atomic::{AtomicU32, Ordering},
     time::{Duration, Instant},
 };
@@ -19,6 +17,7 @@ use std::{
 use client::Answer;
 use futures::future::join_all;
 use serde_json::Value;
+use servers::example::{Ended, Example, example, run};
 use tokio::{net::TcpStream, task::JoinHandle};
 
 /// Real time: only how long a broken build takes to fail.
@@ -28,25 +27,11 @@ const ORDER: &str = r#"{"amount": 100, "currency": "EUR", "reference": "order-1"
 /// Works for so long that the other requests of a race are there before it ends.
 const SLOW: &str = r#"{"amount": 100, "currency": "EUR", "simulate": {"delay_ms": 1500}}"#;
 
-/// The example that cargo builds beside the tests.
-fn payments() -> Command {
-    let test = std::env::current_exe().expect("a running test has a path");
-    let profile = test.ancestors().nth(2).expect("it is in target/*/deps");
-    let example = profile.join("examples").join("payments");
-    assert!(
-        example.is_file(),
-        "{} is missing: `cargo test` builds it, and so does `cargo build --example payments`",
-        example.display()
-    );
-    Command::new(example)
-}
-
 /// A running server, killed when the test ends.
 struct Server {
-    process: Child,
+    example: Example,
     addr: SocketAddr,
     ledger: PathBuf,
-    _stdout: BufReader<ChildStdout>,
 }
 
 impl Server {
@@ -57,26 +42,17 @@ impl Server {
             std::process::id(),
             STARTED.fetch_add(1, Ordering::Relaxed)
         ));
-        let mut process = payments()
+        let mut command = example("payments");
+        command
             .args(["--addr", "127.0.0.1:0", "--ledger"])
             .arg(&ledger)
             .args(flags)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("the example starts");
-        let mut stdout = BufReader::new(process.stdout.take().expect("stdout is a pipe"));
-        let mut line = String::new();
-        stdout.read_line(&mut line).expect("the first line");
-        let addr = line
-            .trim_end()
-            .strip_prefix("listening on http://")
-            .and_then(|addr| addr.parse().ok());
+            .stderr(Stdio::null());
+        let example = Example::start(&mut command);
         Self {
-            addr: addr.unwrap_or_else(|| panic!("no address in {line:?}")),
-            process,
+            addr: example.address(),
+            example,
             ledger,
-            _stdout: stdout,
         }
     }
 
@@ -99,7 +75,7 @@ impl Server {
         let answer = answer.expect("an end in time");
         assert!(answer.is_err(), "{answer:?}");
         // By a signal.
-        assert_eq!(self.exit_code().await, None);
+        assert_eq!(self.example.ended().await.0, None);
     }
 
     /// The table of transfers.
@@ -156,30 +132,10 @@ impl Server {
             .map(|line| serde_json::from_str(line).expect("a line of JSON"))
             .collect()
     }
-
-    fn signal(&self, name: &str) {
-        let sent = Command::new("sh")
-            .args(["-c", &format!("kill -{name} {}", self.process.id())])
-            .status();
-        assert!(sent.expect("sh runs").success());
-    }
-
-    async fn exit_code(&mut self) -> Option<i32> {
-        let start = Instant::now();
-        loop {
-            if let Some(status) = self.process.try_wait().expect("a child") {
-                return status.code();
-            }
-            assert!(start.elapsed() < DEADLINE, "the server does not end");
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    }
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
         let _ = fs::remove_file(&self.ledger);
     }
 }
@@ -542,9 +498,9 @@ async fn u21_signals_let_requests_finish() {
     let stops = async |signal: &str| {
         let mut server = Server::start(&[]);
         let running = server.running("order-1").await;
-        server.signal(signal);
+        server.example.process.signal(signal);
         assert_fresh(&running.await.unwrap());
-        assert_eq!(server.exit_code().await, Some(0), "{signal}");
+        assert_eq!(server.example.ended().await.0, Some(0), "{signal}");
         assert_eq!(server.ledger().len(), 1, "{signal}");
         assert!(TcpStream::connect(server.addr).await.is_err());
     };
@@ -556,17 +512,17 @@ async fn u21_signals_let_requests_finish() {
 async fn u21_shutdown_waits_for_work_without_a_client() {
     let mut server = Server::start(&[]);
     server.running("order-1").await.abort();
-    server.signal("TERM");
-    assert_eq!(server.exit_code().await, Some(0));
+    server.example.process.signal("TERM");
+    assert_eq!(server.example.ended().await.0, Some(0));
     assert_eq!(server.ledger().len(), 1);
 }
 
 /// S31: the demo tells of itself whether it went as it should.
-#[tokio::test]
-async fn s31_the_demo_plays_its_transcript() {
-    let Output { status, stdout, .. } = output(&["--demo"]).await;
-    let transcript = String::from_utf8(stdout).unwrap();
-    assert_eq!(status.code(), Some(0), "{transcript}");
+#[test]
+fn s31_the_demo_plays_its_transcript() {
+    let ended = output(&["--demo"]);
+    let transcript = ended.stdout;
+    assert_eq!(ended.code, Some(0), "{transcript}");
     let count = |what: &str| transcript.matches(what).count();
     assert_eq!(count("-> POST /payments"), 7, "{transcript}");
     assert_eq!(count("<- 201"), 5, "{transcript}");
@@ -639,9 +595,8 @@ async fn bad_flags_are_explained() {
         (&["--demo", "--ttl-secs", "1"], "cannot be used with"),
     ];
     for (flags, message) in cases {
-        let Output { status, stderr, .. } = output(flags).await;
-        let stderr = String::from_utf8(stderr).unwrap();
-        assert!(matches!(status.code(), Some(1 | 2)), "{flags:?}: {status}");
+        let Ended { code, stderr, .. } = output(flags);
+        assert!(matches!(code, Some(1 | 2)), "{flags:?}: {code:?}");
         assert!(stderr.contains(message), "{flags:?}: {stderr}");
         assert!(!stderr.contains("panicked"), "{flags:?}: {stderr}");
         assert!(!stderr.contains("secret"), "{flags:?}: {stderr}");
@@ -649,8 +604,8 @@ async fn bad_flags_are_explained() {
 }
 
 /// A store that is not compiled in says which feature it is.
-#[tokio::test]
-async fn missing_features_are_named() {
+#[test]
+fn missing_features_are_named() {
     for (store, feature, there) in [
         ("redis://127.0.0.1:1", "redis", cfg!(feature = "redis")),
         (
@@ -664,9 +619,8 @@ async fn missing_features_are_named() {
             cfg!(feature = "sqlite"),
         ),
     ] {
-        let Output { status, stderr, .. } = output(&["--store", store]).await;
-        let stderr = String::from_utf8(stderr).unwrap();
-        assert_eq!(status.code(), Some(1), "{stderr}");
+        let Ended { code, stderr, .. } = output(&["--store", store]);
+        assert_eq!(code, Some(1), "{stderr}");
         let named = stderr.contains(&format!("add `--features {feature}`"));
         assert_eq!(named, !there, "{store}: {stderr}");
     }
@@ -827,7 +781,7 @@ async fn p5_s27_a_crash_is_taken_over_or_refused() {
         let ledger = taking_over.ledger();
         assert_eq!(ledger.len(), 1, "{point}");
         assert_eq!(ledger[0]["attempt"], 2, "{point}");
-        assert_eq!(ledger[0]["process"], taking_over.process.id());
+        assert_eq!(ledger[0]["process"], taking_over.example.process.id());
         assert_replay(&refusing.pay("order-1", &body).await, &taken);
     }
 }
@@ -864,15 +818,6 @@ async fn p7_a_crash_leaves_a_row_with_its_record_or_neither() {
 }
 
 /// Runs the example to its end.
-async fn output(flags: &[&str]) -> Output {
-    let child = tokio::process::Command::from(payments())
-        .args(flags)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()
-        .expect("the example starts");
-    let output = tokio::time::timeout(DEADLINE, child.wait_with_output()).await;
-    output.expect("it ends in time").expect("its output")
+fn output(flags: &[&str]) -> Ended {
+    run(example("payments").args(flags))
 }

@@ -1,13 +1,15 @@
 //! Every example as a process of its own: it does what `examples/README.md` says, and ends well.
 
+#[path = "servers/mod.rs"]
+mod servers;
+
 use std::{
     collections::BTreeMap,
     ffi::OsStr,
     fs,
-    io::{BufRead as _, BufReader, Read as _},
     net::SocketAddr,
     path::Path,
-    process::{Child, ChildStdout, Command, Output, Stdio},
+    process::Command,
     time::{Duration, Instant},
 };
 
@@ -17,6 +19,7 @@ use http::{HeaderName, HeaderValue, Method, Request, Response};
 use http_body_util::{BodyExt, Full};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::Value;
+use servers::example::{Example, FEATURES, example, run};
 use tokio::net::TcpStream;
 
 /// Real time: only how long a broken build takes to fail.
@@ -214,13 +217,13 @@ async fn u21_each_server_does_what_it_says_and_stops() {
         let requests = &section.expect("a section").requests;
         assert!(requests.len() > 2, "{name}: nothing to try");
         for signal in ["TERM", "INT"] {
-            let mut server = Server::start(name, &[]);
+            let mut server = start(name, &[]);
             for request in requests {
-                request.check(server.addr).await;
+                request.check(server.address()).await;
             }
-            server.signal(signal);
-            assert_eq!(server.exit_code().await, Some(0), "{name}: {signal}");
-            assert!(TcpStream::connect(server.addr).await.is_err());
+            server.process.signal(signal);
+            assert_eq!(server.ended().await.0, Some(0), "{name}: {signal}");
+            assert!(TcpStream::connect(server.address()).await.is_err());
         }
     }
 }
@@ -234,8 +237,8 @@ async fn p4_u08_u21_each_server_finishes_what_it_began() {
     ] {
         for leaves in [true, false] {
             let case = format!("{name}, the client leaves: {leaves}");
-            let mut server = Server::start(name, &[]);
-            let addr = server.addr;
+            let mut server = start(name, &[]);
+            let addr = server.address();
             let lines = [("x-api-key", key), ("idempotency-key", "k")];
             let call = || tokio::spawn(send(addr, false, request(Method::POST, path, &lines, "x")));
             // Of two equal ones one is refused, so the other runs.
@@ -246,13 +249,13 @@ async fn p4_u08_u21_each_server_finishes_what_it_began() {
             if leaves {
                 running.abort();
                 assert!(running.await.is_err_and(|error| error.is_cancelled()));
-                server.signal("TERM");
+                server.process.signal("TERM");
             } else {
-                server.signal("TERM");
+                server.process.signal("TERM");
                 assert_eq!(running.await.expect("no panic").status(), 201, "{case}");
             }
-            assert_eq!(server.exit_code().await, Some(0), "{case}");
-            let printed = server.rest_of_stdout();
+            let (code, printed) = server.ended().await;
+            assert_eq!(code, Some(0), "{case}");
             let last = printed.lines().last();
             assert_eq!(last, Some(effect), "{case}: {printed}");
         }
@@ -272,11 +275,11 @@ async fn p4_u08_u21_tonic_serves_and_stops() {
     // The same, and what makes it wait for a second. P4, U08: its client does not.
     let slowly = "\0\0\0\0\u{d}\u{8}\u{7}\u{12}\u{3}EUR\u{1a}\u{4}\u{8}\u{88}\0";
     for signal in ["TERM", "INT"] {
-        let mut server = Server::start("tonic", &[]);
+        let mut server = start("tonic", &[]);
         for replayed in [false, true] {
             let path = "/payments.v1.Payments/Pay";
             let call = request(Method::POST, path, &lines, seven_cents);
-            let answer = send(server.addr, true, call).await;
+            let answer = send(server.address(), true, call).await;
             assert_eq!(answer.headers()["payment-status"], "succeeded");
             assert_eq!(is_replay(&answer), replayed);
         }
@@ -284,26 +287,26 @@ async fn p4_u08_u21_tonic_serves_and_stops() {
         lines[2].1 = "slow";
         let call = || {
             let call = request(Method::POST, "/payments.v1.Payments/Pay", &lines, slowly);
-            tokio::spawn(send(server.addr, true, call))
+            tokio::spawn(send(server.address(), true, call))
         };
         // Of two equal ones one is refused, so the other runs.
         let (refused, _, rest) = futures::future::select_all([call(), call()]).await;
         assert_eq!(refused.expect("no panic").headers()["grpc-status"], "10");
         rest.iter().for_each(tokio::task::JoinHandle::abort);
-        server.signal(signal);
-        assert_eq!(server.exit_code().await, Some(0), "{signal}");
-        assert_eq!(server.rest_of_stdout(), "stopped. Payments: 2\n");
+        server.process.signal(signal);
+        let stopped = (Some(0), "stopped. Payments: 2\n".to_owned());
+        assert_eq!(server.ended().await, stopped, "{signal}");
     }
 }
 
 /// S05: the answer of an invoice outlives that of a payment.
 #[tokio::test]
 async fn s05_axum_keeps_invoices_for_longer() {
-    let server = Server::start("axum", &["--ttl-secs", "1"]);
+    let server = start("axum", &["--ttl-secs", "1"]);
     let post = async |path| {
         let lines = [("x-api-key", "alice-1"), ("idempotency-key", "k")];
         let sent = request(Method::POST, path, &lines, "1 EUR");
-        let response = send(server.addr, false, sent).await;
+        let response = send(server.address(), false, sent).await;
         (response.status().as_u16(), is_replay(&response))
     };
     assert_eq!(post("/invoices").await, (201, false));
@@ -322,16 +325,15 @@ async fn s05_axum_keeps_invoices_for_longer() {
 
 /// What is no server ends by itself. Among them is one that dies between its steps, and does each
 /// once (S08, P5).
-#[tokio::test]
-async fn each_program_runs_to_its_end() {
+#[test]
+fn each_program_runs_to_its_end() {
     for (name, kind) in of_kind(false) {
         let Kind::Program(prints) = kind else {
             unreachable!("servers are passed over")
         };
-        let Output { status, stdout, .. } = output(name).await;
-        let printed = String::from_utf8(stdout).expect("text");
-        assert_eq!(status.code(), Some(0), "{name}: {printed}");
-        let mut rest = &printed[..];
+        let ended = run(&mut example(name));
+        assert_eq!(ended.code, Some(0), "{name}: {ended:#?}");
+        let mut rest = &ended.stdout[..];
         for line in prints {
             let found = rest.find(line);
             let at = found.unwrap_or_else(|| panic!("{name}: no {line:?} in {rest}"));
@@ -340,8 +342,16 @@ async fn each_program_runs_to_its_end() {
     }
 }
 
-/// The examples that cargo finds, each with the features that are not on by default.
-fn examples() -> BTreeMap<String, Vec<String>> {
+/// One that a test does not know of would be missing in the examples that it builds.
+#[test]
+fn each_feature_is_known() {
+    let features = package()["features"].take();
+    let features = features.as_object().expect("features").keys();
+    assert!(FEATURES.iter().map(|(name, _)| *name).eq(features));
+}
+
+/// What cargo says of this crate.
+fn package() -> Value {
     let metadata = Command::new(env!("CARGO"))
         .args(["metadata", "--no-deps", "--offline", "--format-version=1"])
         .args([
@@ -350,8 +360,13 @@ fn examples() -> BTreeMap<String, Vec<String>> {
         ])
         .output()
         .expect("cargo runs");
-    let metadata: Value = serde_json::from_slice(&metadata.stdout).expect("JSON");
-    let package = &metadata["packages"][0];
+    let mut metadata: Value = serde_json::from_slice(&metadata.stdout).expect("JSON");
+    metadata["packages"][0].take()
+}
+
+/// The examples that cargo finds, each with the features that are not on by default.
+fn examples() -> BTreeMap<String, Vec<String>> {
+    let package = package();
     let texts = |list: &Value| -> Vec<String> {
         let texts = list.as_array().into_iter().flatten();
         texts.filter_map(Value::as_str).map(str::to_owned).collect()
@@ -601,112 +616,12 @@ fn is_replay(response: &Response<Bytes>) -> bool {
     response.headers().contains_key("idempotent-replayed")
 }
 
-/// The program that cargo builds beside the tests.
-fn built(name: &str) -> Command {
-    let test = std::env::current_exe().expect("a running test has a path");
-    let profile = test.ancestors().nth(2).expect("it is in target/*/deps");
-    let program = profile.join("examples").join(name);
-    let program = program.with_extension(std::env::consts::EXE_EXTENSION);
-    let built = fs::metadata(&program).and_then(|found| found.modified());
-    let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples");
-    let changed = [
-        sources.join(format!("{name}.rs")),
-        sources.join(name).join("main.rs"),
-    ];
-    let changed = changed
-        .iter()
-        .find_map(|source| source.metadata().ok()?.modified().ok());
-    assert!(
-        built.is_ok_and(|built| changed.is_some_and(|changed| changed <= built)),
-        "{} is missing or older than its source: `cargo test` builds it, and so does \
-         `cargo build --all-features --examples`",
-        program.display()
-    );
-    Command::new(program)
-}
-
-/// Runs an example to its end.
-async fn output(name: &str) -> Output {
-    let child = tokio::process::Command::from(built(name))
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::inherit())
-        .kill_on_drop(true)
-        .spawn()
-        .expect("the example starts");
-    let output = tokio::time::timeout(DEADLINE, child.wait_with_output()).await;
-    output.expect("it ends in time").expect("its output")
-}
-
-/// A running server, killed when the test ends.
-struct Server {
-    process: Child,
-    addr: SocketAddr,
-    stdout: BufReader<ChildStdout>,
-}
-
-impl Server {
-    fn start(name: &str, flags: &[&str]) -> Self {
-        let addr = match name {
-            // It plays its scene unless it is told where to serve.
-            "tonic" => "--serve",
-            _ => "--addr",
-        };
-        let mut process = built(name)
-            .args([addr, "127.0.0.1:0"])
-            .args(flags)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::inherit())
-            .spawn()
-            .expect("the example starts");
-        let stdout = process.stdout.take().expect("stdout is a pipe");
-        let mut stdout = BufReader::new(stdout);
-        let mut line = String::new();
-        stdout.read_line(&mut line).expect("the first line");
-        let addr = line
-            .trim_end()
-            .strip_prefix("listening on http://")
-            .and_then(|addr| addr.parse().ok());
-        let Some(addr) = addr else {
-            let _ = process.kill();
-            panic!("{name}: no address in {line:?}");
-        };
-        Self {
-            process,
-            addr,
-            stdout,
-        }
-    }
-
-    fn signal(&self, name: &str) {
-        let sent = Command::new("sh")
-            .args(["-c", &format!("kill -{name} {}", self.process.id())])
-            .status();
-        assert!(sent.expect("sh runs").success());
-    }
-
-    async fn exit_code(&mut self) -> Option<i32> {
-        let start = Instant::now();
-        loop {
-            if let Some(status) = self.process.try_wait().expect("a child") {
-                return status.code();
-            }
-            assert!(start.elapsed() < DEADLINE, "the server does not end");
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    }
-
-    /// What an ended server has printed since its address.
-    fn rest_of_stdout(&mut self) -> String {
-        let mut printed = String::new();
-        self.stdout.read_to_string(&mut printed).expect("text");
-        printed
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
+/// Starts a server.
+fn start(name: &str, flags: &[&str]) -> Example {
+    let addr = match name {
+        // It plays its scene unless it is told where to serve.
+        "tonic" => "--serve",
+        _ => "--addr",
+    };
+    Example::start(example(name).args([addr, "127.0.0.1:0"]).args(flags))
 }

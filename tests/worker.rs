@@ -12,7 +12,7 @@ mod servers;
 use std::{
     collections::{BTreeMap, BTreeSet},
     io::{BufRead as _, BufReader},
-    process::{Command, Output, Stdio},
+    process::Stdio,
     sync::mpsc::{self, Receiver, Sender},
     thread,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
@@ -24,6 +24,7 @@ use redis::{
 };
 use serde_json::Value;
 use servers::{
+    example::{example, run},
     process::{PATIENCE, Process, free_address, wait_until},
     redis::RedisServer,
 };
@@ -31,20 +32,6 @@ use servers::{
 const STREAM: &str = "payments";
 const DEAD: &str = "payments:dead";
 const GROUP: &str = "workers";
-
-/// The example that cargo builds beside the tests.
-fn example() -> Command {
-    let test = std::env::current_exe().expect("a running test has a path");
-    let profile = test.ancestors().nth(2).expect("it is in target/*/deps");
-    let example = profile.join("examples").join("worker");
-    assert!(
-        example.is_file(),
-        "{} is missing: `cargo test` builds it, and so does \
-         `cargo build --all-features --example worker`",
-        example.display()
-    );
-    Command::new(example)
-}
 
 /// A line of a process, or none at the end of its output.
 type Line = (usize, Option<String>);
@@ -72,7 +59,7 @@ impl Place {
 
     /// Starts a process, whose lines are said by this number.
     fn start(&self, number: usize, flags: &[&str]) -> Process {
-        let mut command = example();
+        let mut command = example("worker");
         command
             .args(["--redis", &self.redis.url()])
             .args(flags)
@@ -172,25 +159,6 @@ impl Place {
     }
 }
 
-/// How a process ended, once it has.
-fn output(command: &mut Command) -> Output {
-    let child = command
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("the example starts");
-    let (ended, end) = mpsc::channel();
-    let id = child.id();
-    thread::spawn(move || ended.send(child.wait_with_output().expect("its output")));
-    end.recv_timeout(PATIENCE).unwrap_or_else(|_| {
-        let _ = Command::new("sh")
-            .args(["-c", &format!("kill -KILL {id}")])
-            .status();
-        panic!("{command:?} does not end");
-    })
-}
-
 /// A generator of Knuth's, good enough to choose victims.
 struct Random(u64);
 
@@ -248,8 +216,8 @@ fn s27_s20_p1_p5_u01_each_order_is_paid_once_whatever_is_killed() {
         let flags: Vec<_> = flags.iter().map(String::as_str).collect();
         place.start(number, &flags)
     };
-    let began = Instant::now();
     let mut workers: Vec<_> = (0..WORKERS).map(|number| start(&place, number)).collect();
+    let began = Instant::now();
     place.hears("works");
     let mut kills = 0;
     while kills < KILLS && !place.is_all_done() {
@@ -555,9 +523,9 @@ fn mistakes_are_told() {
         ),
         (format!("--redis {nobody} --show --die paid"), 2, "--die"),
     ] {
-        let output = output(example().args(flags.split(' ')));
-        let error = String::from_utf8(output.stderr).expect("text");
-        assert_eq!(output.status.code(), Some(code), "{flags}: {error}");
+        let output = run(example("worker").args(flags.split(' ')));
+        let error = output.stderr;
+        assert_eq!(output.code, Some(code), "{flags}: {error}");
         assert!(error.contains(told), "{flags}: {error}");
     }
     let redis = RedisServer::start(&[]);
@@ -569,15 +537,15 @@ fn mistakes_are_told() {
         "--idle-ms",
         "100",
     ];
-    let refused = output(example().args(flags).args(["--lease-ms", "100"]));
-    let error = String::from_utf8(refused.stderr).expect("text");
+    let refused = run(example("worker").args(flags).args(["--lease-ms", "100"]));
+    let error = refused.stderr;
     assert!(
         error.contains("--idle-ms must be more than --lease-ms"),
         "{error}"
     );
     // The scene, where there is no server to start.
-    let output = output(example().env("PATH", ""));
-    let error = String::from_utf8(output.stderr).expect("text");
-    assert_eq!(output.status.code(), Some(1), "{error}");
+    let output = run(example("worker").env("PATH", ""));
+    let error = output.stderr;
+    assert_eq!(output.code, Some(1), "{error}");
     assert!(error.contains("apt-get install redis-server"), "{error}");
 }

@@ -19,13 +19,6 @@ pub(crate) const ATTEMPT: HeaderName = HeaderName::from_static("idempotency-atte
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 
-/// Where clients could write what only proxies should. `Forwarded` says all of it.
-const X_FORWARDED: [HeaderName; 3] = [
-    HeaderName::from_static("x-forwarded-for"),
-    HeaderName::from_static("x-forwarded-host"),
-    HeaderName::from_static("x-forwarded-proto"),
-];
-
 /// What is the same for all messages.
 #[derive(Clone, Debug)]
 pub(crate) struct Rules {
@@ -110,10 +103,7 @@ impl Rules {
             headers.insert(HOST, upstream);
         }
         if !self.trust_forwarded {
-            headers.remove(FORWARDED);
-            X_FORWARDED.iter().for_each(|name| {
-                headers.remove(name);
-            });
+            drop_forwarded(headers);
         }
         append(headers, FORWARDED, &forwarded(client, host.as_ref()));
         append(headers, VIA, &self.via(parts.version));
@@ -175,10 +165,11 @@ fn strip(headers: &mut HeaderMap) {
 /// Removes what a server that takes `_` for `-` (CGI, WSGI) could take for what only a proxy says.
 fn remove_doubles(headers: &mut HeaderMap) {
     let said = [ATTEMPT, CONTENT_LENGTH, TRANSFER_ENCODING];
-    let said = [&said[..], &X_FORWARDED].concat();
     let doubles = headers.keys().filter(|name| {
         let name = name.as_str();
-        name.contains('_') && said.iter().any(|said| *said == *name.replace('_', "-"))
+        let meant = name.replace('_', "-");
+        name.contains('_')
+            && (meant.starts_with("x-forwarded-") || said.iter().any(|said| *said == *meant))
     });
     for name in doubles.cloned().collect::<Vec<_>>() {
         headers.remove(name);
@@ -253,6 +244,17 @@ fn forwarded(client: IpAddr, host: Option<&Authority>) -> String {
     }
     element.push_str(";proto=http");
     element
+}
+
+/// What clients could write, and only proxies should.
+fn drop_forwarded(headers: &mut HeaderMap) {
+    headers.remove(FORWARDED);
+    let names = headers
+        .keys()
+        .filter(|name| name.as_str().starts_with("x-forwarded-"));
+    for name in names.cloned().collect::<Vec<_>>() {
+        headers.remove(name);
+    }
 }
 
 /// HTTP/2 may divide them over several lines, HTTP/1.1 may not (RFC 9113, 8.2.3).

@@ -29,9 +29,11 @@ use http_body_util::{Either as EitherBody, Full};
 use tower::{Layer as _, Service};
 use tower_idempotency::{
     IdempotencyLayer, KeySource, OnConflict, RequestBody, ResponseBody, ResponseFuture, Scope,
-    Store, Takeover,
-    verdict::{self, Verdict},
+    Store, Takeover, verdict::Verdict,
 };
+
+#[cfg(feature = "grpc")]
+use tower_idempotency::verdict::by_grpc_status as by_upstream;
 
 use crate::{
     config::{self, Config, Conflict, Key, PathPattern, Refusals, Route, ScopeBy, Unknown, plain},
@@ -141,21 +143,27 @@ fn layer(shared: Layer, route: &Route) -> Layer {
 /// What an answer says about its operation. One from the gateway itself says whether the upstream
 /// got the request; one from the upstream is judged by its status, of gRPC where it is gRPC's.
 fn judge(unknown: Unknown, answer: &response::Parts, trailers: Option<&HeaderMap>) -> Verdict {
-    #[cfg(feature = "grpc")]
-    use verdict::by_grpc_status as by_status;
-    #[cfg(not(feature = "grpc"))]
-    use verdict::by_status;
-
     let verdict = if answer.extensions.get::<NotSent>().is_some() {
         Verdict::Rejected
     } else if answer.extensions.get::<OutcomeUnknown>().is_some() {
         Verdict::Failed
     } else {
-        by_status(answer, trailers)
+        by_upstream(answer, trailers)
     };
     match (verdict, unknown) {
         (Verdict::Failed, Unknown::Keep) => Verdict::Completed,
         (verdict, _) => verdict,
+    }
+}
+
+/// Which errors of gRPC say that nothing was done is known to the feature `grpc` alone. But none is
+/// a success, though each is a 200.
+#[cfg(not(feature = "grpc"))]
+fn by_upstream(answer: &response::Parts, trailers: Option<&HeaderMap>) -> Verdict {
+    let said = |headers: &HeaderMap| headers.get("grpc-status").map(|code| code != "0");
+    match trailers.and_then(said).or_else(|| said(&answer.headers)) {
+        Some(true) => Verdict::Failed,
+        _ => tower_idempotency::verdict::by_status(answer, trailers),
     }
 }
 

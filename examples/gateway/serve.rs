@@ -113,12 +113,12 @@ where
     }
 
     fn spawn(&self, stream: TcpStream, connection: Connection) {
-        let use_ = Arc::new(Use::default());
+        let activity = Arc::new(Activity::default());
         let service = service_fn({
-            let (service, use_) = (self.service.clone(), Arc::clone(&use_));
+            let (service, activity) = (self.service.clone(), Arc::clone(&activity));
             let connection = connection.clone();
             move |mut request: Request<Incoming>| {
-                let mut running = Running::begin(&use_);
+                let mut running = Running::begin(&activity);
                 request.extensions_mut().insert(connection.clone());
                 let answer = service.clone().oneshot(request);
                 async move {
@@ -132,7 +132,7 @@ where
         let serving = self.server.serve_connection_with_upgrades(
             Watched {
                 io: TokioIo::new(stream),
-                use_: Arc::clone(&use_),
+                activity: Arc::clone(&activity),
             },
             service,
         );
@@ -144,15 +144,15 @@ where
                 // However it ended: clients come and go.
                 _ = serving.as_mut() => false,
                 _ = stop.wait_for(|stop| *stop) => true,
-                () = use_.ends(idle_timeout) => true,
+                () = activity.ends(idle_timeout) => true,
             };
             if go_on {
                 serving.as_mut().graceful_shutdown();
                 // Some time to part, and for an answer as long as it is taken.
-                use_.moved();
+                activity.moved();
                 tokio::select! {
                     _ = serving => {}
-                    () = use_.ends(idle_timeout) => {}
+                    () = activity.ends(idle_timeout) => {}
                 }
             }
             drop(connection);
@@ -176,7 +176,7 @@ impl<S> Gateway<S> {
 
 /// What a connection is used for.
 #[derive(Debug)]
-struct Use(Mutex<State>);
+struct Activity(Mutex<State>);
 
 #[derive(Clone, Copy, Debug)]
 struct State {
@@ -186,7 +186,7 @@ struct State {
     last: Instant,
 }
 
-impl Default for Use {
+impl Default for Activity {
     fn default() -> Self {
         Self(Mutex::new(State {
             running: 0,
@@ -195,7 +195,7 @@ impl Default for Use {
     }
 }
 
-impl Use {
+impl Activity {
     fn change(&self, change: impl FnOnce(&mut usize)) {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         change(&mut state.running);
@@ -233,13 +233,13 @@ impl Use {
 
 /// A request with something to wait for.
 struct Running {
-    connection: Arc<Use>,
+    connection: Arc<Activity>,
     /// Whether its client has yet to take what there is of its answer.
     offered: bool,
 }
 
 impl Running {
-    fn begin(connection: &Arc<Use>) -> Self {
+    fn begin(connection: &Arc<Activity>) -> Self {
         connection.change(|running| *running += 1);
         Self {
             connection: Arc::clone(connection),
@@ -295,7 +295,7 @@ impl<B: Body + Unpin> Body for Answering<B> {
 /// A connection that notes when its client takes something.
 struct Watched {
     io: TokioIo<TcpStream>,
-    use_: Arc<Use>,
+    activity: Arc<Activity>,
 }
 
 impl rt::Read for Watched {
@@ -315,7 +315,7 @@ impl rt::Write for Watched {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.io).poll_write(cx, bytes);
-        self.use_.wrote(written)
+        self.activity.wrote(written)
     }
 
     fn poll_write_vectored(
@@ -324,7 +324,7 @@ impl rt::Write for Watched {
         bytes: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.io).poll_write_vectored(cx, bytes);
-        self.use_.wrote(written)
+        self.activity.wrote(written)
     }
 
     fn is_write_vectored(&self) -> bool {

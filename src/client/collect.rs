@@ -4,14 +4,14 @@ use std::{
     collections::VecDeque,
     error::Error,
     fmt,
-    pin::Pin,
+    pin::{Pin, pin},
     task::{Context, Poll},
     time::Duration,
 };
 
 use bytes::Bytes;
-use futures::future::BoxFuture;
-use http::{HeaderMap, Request, Response, header, response};
+use futures::{TryFutureExt, future::BoxFuture};
+use http::{HeaderMap, Method, Request, Response, StatusCode, header, response};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
 use pin_project_lite::pin_project;
@@ -19,7 +19,7 @@ use tower::{BoxError, Service};
 
 use super::{
     grpc,
-    repeat::{BYTES_PER_FRAME, RepeatBody},
+    repeat::{BYTES_PER_FRAME, KeptBody, RepeatBody},
 };
 use crate::engine::within;
 
@@ -79,6 +79,7 @@ where
     S: Service<Request<RepeatBody<B>>, Response = Response<R>>,
     S::Future: Send + 'static,
     S::Error: Into<BoxError>,
+    B: Send + 'static,
     R: Body<Data = Bytes> + Send + 'static,
     R::Error: Into<BoxError>,
 {
@@ -92,37 +93,48 @@ where
 
     fn call(&mut self, request: Request<RepeatBody<B>>) -> Self::Future {
         let limits = self.limits;
-        let again = request.body().is_kept();
-        let safe = request.method().is_safe();
+        let kept = request.body().kept();
+        let method = request.method().clone();
         let answer = self.inner.call(request);
         Box::pin(async move {
-            if !again {
-                let response = answer.await.map_err(Into::into)?;
-                return Ok(response.map(CollectedBody::untouched));
+            // One that outgrows its limit on the way is sent once, and takes the time that it takes.
+            let again = || kept.as_ref().is_some_and(KeptBody::is_whole);
+            let mut answer = pin!(answer.err_into::<BoxError>());
+            let limited = match again() {
+                true => within(limits.timeout, answer.as_mut()).await,
+                false => None,
+            };
+            let response = match limited {
+                Some(response) => response?,
+                None if again() => return Err(TryError::TimedOut.into()),
+                None => answer.await?,
+            };
+            match again() {
+                true => collect(response, &method, limits).await,
+                false => Ok(response.map(CollectedBody::untouched)),
             }
-            let answer = within(limits.timeout, answer).await;
-            let response = answer.ok_or(TryError::TimedOut)?.map_err(Into::into)?;
-            collect(response, safe, limits).await
         })
     }
 }
 
 /// Whether an answer is read to its end before it is given on.
-fn is_collected<R: Body>(parts: &response::Parts, body: &R, safe: bool, limit: usize) -> bool {
+fn is_collected<R: Body>(parts: &response::Parts, body: &R, method: &Method, limit: usize) -> bool {
     let stated = body.size_hint();
     let kind = parts.headers.get(header::CONTENT_TYPE);
     let is_feed = kind.is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream"));
     !parts.status.is_informational()
+        // It has no body, and may state the length of one.
+        && *method != Method::HEAD
         && !body.is_end_stream()
         && !is_feed
         && stated.lower() <= limit as u64
         // Downloads and feeds are GETs.
-        && (!safe || stated.exact().is_some())
+        && (!method.is_safe() || stated.exact().is_some())
 }
 
 async fn collect<R>(
     response: Response<R>,
-    safe: bool,
+    method: &Method,
     limits: TryLimits,
 ) -> Result<Response<CollectedBody<R>>, BoxError>
 where
@@ -130,7 +142,7 @@ where
     R::Error: Into<BoxError>,
 {
     let (mut parts, body) = response.into_parts();
-    if !is_collected(&parts, &body, safe, limits.response) {
+    if !is_collected(&parts, &body, method, limits.response) {
         return Ok(Response::from_parts(parts, CollectedBody::untouched(body)));
     }
     let stated = body.size_hint();
@@ -162,7 +174,9 @@ where
     if whole {
         // HTTP/2 lets a server, or a proxy, reset a stream "without error", which looks like an end.
         let grpc = grpc::is_grpc(&parts.headers);
-        let no_status = grpc && !grpc::has_status(&parts.headers, ahead.trailers());
+        let no_status = grpc
+            && parts.status == StatusCode::OK
+            && !grpc::has_status(&parts.headers, ahead.trailers());
         if (ahead.left as u64) < stated.lower() || no_status {
             return Err(TryError::BrokenOff(None).into());
         }

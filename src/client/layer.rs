@@ -39,8 +39,8 @@ use super::{
 /// again: up to [`response_limit`](Self::response_limit), of safe methods (GET, HEAD, …) only where
 /// they state their length, since downloads and feeds are GETs, and no `text/event-stream`. What is
 /// larger, or states no length and has not ended in time, is given on as it comes. Requests that
-/// may not be sent again, such as a POST without a key, pass through, in both directions, and no
-/// time is set for them.
+/// are sent once, such as a POST without a key or with a larger body, pass through, in both
+/// directions, and no time is set for them.
 ///
 /// The service inside is asked with [`RepeatBody`] and has to be `Clone`, as connection pools are; the
 /// answer has a [`CollectedBody`]. Errors are boxed: the service's own, or a
@@ -157,18 +157,20 @@ impl<B, R> Policy<Request<RepeatBody<B>>, Response<R>, BoxError> for Repeated {
         request: &mut Request<RepeatBody<B>>,
         result: &mut Result<Response<R>, BoxError>,
     ) -> Option<Sleep> {
-        let delay = request.body().is_whole().then(|| self.0.next(result));
-        delay.flatten().map(sleep)
+        if !request.body().is_whole() {
+            return None;
+        }
+        let delay = self.0.next(result)?;
+        // At once: what still sends the body could outgrow the limit during the wait.
+        request.body().take_over().then(|| sleep(delay))
     }
 
     fn clone_request(
         &mut self,
         request: &Request<RepeatBody<B>>,
     ) -> Option<Request<RepeatBody<B>>> {
-        let mut again = self
-            .0
-            .begin(request.method(), request.headers())
-            .then(|| Request::new(request.body().again()))?;
+        let may = self.0.begin(request.method(), request.headers()) && request.body().is_whole();
+        let mut again = may.then(|| Request::new(request.body().again()))?;
         *again.method_mut() = request.method().clone();
         *again.uri_mut() = request.uri().clone();
         *again.version_mut() = request.version();

@@ -4,7 +4,9 @@
 //! A client whose answer is lost asks again; that is what keys are for. [`SetIdempotencyKeyLayer`]
 //! gives each POST and PATCH the key of its operation. [`RetryLayer`] stands inside of it and sends the
 //! request again, as it was: after those failures where it can help, not too often, and never one that
-//! could take effect twice. So all tries of an operation have one key (S26):
+//! could take effect twice. So all tries of an operation have one key (S26). **The server must know
+//! keys:** to one that ignores the header, a POST that is sent twice is two operations. Leave those
+//! servers out with [`covers`](SetIdempotencyKeyLayer::covers): what has no key is sent once.
 //!
 //! ```
 //! use std::{
@@ -139,6 +141,10 @@
 //! layer [require](SetIdempotencyKeyLayer::require_execution) one, so that a call which was forgotten
 //! is refused rather than made under a new key in each attempt.
 //!
+//! A request that a handler passes on with the headers it came with has the key of the handler's
+//! caller, which is kept. Remove it where the other service does not know that caller: two callers may
+//! choose the same key, and one would get the other's answer (U33).
+//!
 //! The key is half of it. The other service must know keys, and remember them for as long as the
 //! operation may be tried again; and the call must say the same in each attempt, or the service takes
 //! it for a misuse of the key (422): a time or a random number in its body belongs into a
@@ -159,13 +165,15 @@
 //!
 //! - while the first one is under way;
 //! - once the first one was answered with a status below 400 (and, over gRPC, without an error in the
-//!   head of the answer).
+//!   head of the answer);
+//! - in any case where it was made of method and URI: another call to the endpoint need not be another
+//!   try of the first one.
 //!
-//! A call that was answered with an error, that failed, or whose future was dropped gives its purpose
-//! back: a handler may then try again, by a loop of its own, and the try has the same key. One that
-//! needs the answer of a done call again (the connection broke within its body, say) gives the request
-//! the key itself, as a header or an [`IdempotencyKey`](crate::IdempotencyKey) among its extensions,
-//! with `execution.derive("deposit")`. Nothing is refused then.
+//! A call with a `Purpose` that was answered with an error, that failed, or whose future was dropped
+//! gives that back: a handler may then try again, by a loop of its own, and the try has the same key. One
+//! that needs the answer of a done call again (the connection broke within its body, say) gives the
+//! request the key itself, as a header or an [`IdempotencyKey`](crate::IdempotencyKey) among its
+//! extensions, with `execution.derive("deposit")`. Nothing is refused then.
 //!
 //! # Other layers
 //!

@@ -3,7 +3,7 @@
 use std::{
     fmt,
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     task::{Context, Poll, Waker},
 };
 
@@ -26,8 +26,8 @@ pub(crate) const BYTES_PER_FRAME: usize = 256;
 pub struct RepeatBody<B> {
     source: Arc<Mutex<Source<B>>>,
     limit: usize,
-    /// Which of the readers this is; 0 before it begins.
-    reader: u64,
+    /// Which of the tries sends it, from 0.
+    number: u64,
     /// How many of the kept frames it has given out.
     given: usize,
 }
@@ -40,8 +40,8 @@ struct Source<B> {
     bytes: usize,
     /// Whether all that came is kept, and none of it was an error.
     whole: bool,
-    /// The reader that began last. Earlier ones have to stop: two that read on would each get a part.
-    reader: u64,
+    /// The try that may read. Earlier ones have to stop: two that read on would each get a part.
+    number: u64,
     waker: Option<Waker>,
 }
 
@@ -60,23 +60,23 @@ impl<B> RepeatBody<B> {
             body: Some(Box::pin(body)),
             kept: Vec::new(),
             bytes: 0,
-            reader: 0,
+            number: 0,
             waker: None,
         };
         Self {
             source: Arc::new(Mutex::new(source)),
             limit,
-            reader: 0,
+            number: 0,
             given: 0,
         }
     }
 
-    /// The same body, from its beginning.
+    /// The same body, from its beginning, for the try after this one.
     pub(crate) fn again(&self) -> Self {
         Self {
             source: Arc::clone(&self.source),
             limit: self.limit,
-            reader: 0,
+            number: self.number + 1,
             given: 0,
         }
     }
@@ -87,27 +87,30 @@ impl<B> RepeatBody<B> {
     }
 
     /// Whether somebody may send it again.
-    pub(crate) fn is_kept(&self) -> bool {
+    fn is_kept(&self) -> bool {
         Arc::strong_count(&self.source) > 1
     }
 
-    /// Becomes the one that reads, if it has not begun yet.
-    fn begin(&mut self) -> Result<(), BoxError> {
-        if self.reader > 0 {
-            return Ok(());
-        }
+    /// What tells later whether it can still be sent again, where somebody may do so.
+    pub(crate) fn kept(&self) -> Option<KeptBody<B>> {
+        self.is_kept()
+            .then(|| KeptBody(Arc::downgrade(&self.source)))
+    }
+
+    /// Becomes the one that is sent, if it still can be from its beginning. Whoever sends it for an
+    /// earlier try is woken, and stops; one that begins later gets nothing.
+    pub(crate) fn take_over(&self) -> bool {
         let mut source = self.lock();
-        if source.reader > 0 && !source.whole {
-            return Err("the body cannot be sent again".into());
+        if !source.whole {
+            return false;
         }
-        source.reader += 1;
-        let (reader, earlier) = (source.reader, source.waker.take());
+        source.number = self.number;
+        let earlier = source.waker.take();
         drop(source);
-        self.reader = reader;
         if let Some(earlier) = earlier {
             earlier.wake();
         }
-        Ok(())
+        true
     }
 
     fn lock(&self) -> MutexGuard<'_, Source<B>> {
@@ -128,13 +131,10 @@ where
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        if let Err(error) = self.begin() {
-            return Poll::Ready(Some(Err(error)));
-        }
         let wanted = self.is_kept();
         let this = &mut *self;
         let mut source = this.source.lock().unwrap_or_else(PoisonError::into_inner);
-        if this.reader != source.reader {
+        if this.number != source.number {
             return Poll::Ready(Some(Err("the next try sends the body anew".into())));
         }
         if let Some(frame) = source.kept.get(this.given) {
@@ -169,7 +169,9 @@ where
 
     fn is_end_stream(&self) -> bool {
         let source = self.lock();
-        self.given >= source.kept.len()
+        // To one that has to stop, what it sent is not the whole.
+        self.number == source.number
+            && self.given >= source.kept.len()
             && (source.body.as_ref()).is_none_or(|body| body.is_end_stream())
     }
 
@@ -186,6 +188,17 @@ where
             hint.set_upper(upper);
         }
         hint
+    }
+}
+
+/// A body that is being sent, as whoever waits for the answer sees it.
+pub(crate) struct KeptBody<B>(Weak<Mutex<Source<B>>>);
+
+impl<B> KeptBody<B> {
+    /// Whether it can still be sent from its beginning.
+    pub(crate) fn is_whole(&self) -> bool {
+        let source = self.0.upgrade();
+        source.is_some_and(|source| source.lock().unwrap_or_else(PoisonError::into_inner).whole)
     }
 }
 

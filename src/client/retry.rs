@@ -20,7 +20,7 @@ use tower::{
 };
 
 use super::grpc;
-use crate::store::jittered;
+use crate::{key::IdempotencyKey, store::jittered};
 
 /// What is tried again, when, and how often: a [policy](Policy) for [`tower::retry`].
 ///
@@ -30,9 +30,10 @@ use crate::store::jittered;
 /// # Which requests
 ///
 /// Those that may happen twice without harm: with a key, or of a method that is idempotent (GET,
-/// HEAD, OPTIONS, TRACE, PUT, DELETE: [RFC 9110, 9.2.2][idempotent]). A POST without a key is sent
-/// once, whatever becomes of it. The layer that makes keys stands outside, so that all tries have
-/// one key (S26).
+/// HEAD, OPTIONS, TRACE, PUT, DELETE: [RFC 9110, 9.2.2][idempotent]). A POST without a key, or with
+/// what is none, is sent once, whatever becomes of it. The layer that makes keys stands outside, so
+/// that all tries have one key (S26). Whether the server knows keys cannot be seen from here: to one
+/// that does not, a POST with a key is sent twice all the same.
 ///
 /// # After what
 ///
@@ -116,7 +117,8 @@ impl<E> RetryPolicy<E> {
         }
     }
 
-    /// The header whose presence says that a request has a key: `Idempotency-Key` by default.
+    /// The header that has the key of a request: `Idempotency-Key` by default. Where the layer that
+    /// makes keys has [another one](super::SetIdempotencyKeyLayer::header), so must this.
     pub fn key_header(mut self, name: HeaderName) -> Self {
         self.key_header = name;
         self
@@ -181,7 +183,16 @@ impl<E> RetryPolicy<E> {
         if self.operation.waits == 0 {
             self.operation.began = Some(Instant::now());
         }
-        method.is_idempotent() || headers.contains_key(&self.key_header)
+        method.is_idempotent() || self.has_key(headers)
+    }
+
+    /// Whether there is a key, and one: a malformed one protects nothing where the server ignores it.
+    fn has_key(&self, headers: &HeaderMap) -> bool {
+        let mut values = headers.get_all(&self.key_header).iter();
+        match (values.next(), values.next()) {
+            (Some(value), None) => IdempotencyKey::in_field(value.as_bytes(), false).is_ok(),
+            _ => false,
+        }
     }
 
     /// How long to wait before the next try; `None` if there is none.

@@ -251,7 +251,8 @@ impl Execution {
     }
 
     /// A key for a call to another service: stable over all attempts of this operation, and
-    /// different for each purpose, key, endpoint (or operation) and caller (S25).
+    /// different for each purpose, key, endpoint (or operation), caller and
+    /// [prefix](crate::IdempotencyLayer::prefix) (S25).
     ///
     /// 32 lower-case hex digits. It does not depend on the record, so it is the same also where
     /// the store lost the record and the operation runs again; it is therefore the same, too, for

@@ -247,7 +247,9 @@ impl<S: ?Sized> IdempotencyLayer<S> {
 
     /// What every store key begins with: `idem` by default.
     ///
-    /// Set it where several applications share a store.
+    /// Set it where several applications share a store, or call the same service under
+    /// [derived keys](crate::Execution::derive), which are made of it, too: two applications may be
+    /// sent the same key.
     pub fn prefix(self, prefix: impl Into<String>) -> Self {
         self.set(|config| config.prefix = prefix.into())
     }

@@ -5,7 +5,7 @@ use std::{
     fmt,
     net::{Ipv4Addr, SocketAddr, TcpListener},
     path::Path,
-    process::{Command, Stdio},
+    process::Stdio,
     sync::{
         atomic::{AtomicBool, Ordering::Relaxed},
         mpsc,
@@ -21,7 +21,10 @@ use tokio::time::{sleep, timeout};
 use crate::{
     client::{self, Client, Met, Random},
     judge::{Answer, Effect, Kill, Log, Millis, Row, Verdict, judge},
-    servers::process::{Process, accepts, wait_until},
+    servers::{
+        example::example,
+        process::{Process, accepts, wait_until},
+    },
 };
 
 const SERVERS: usize = 3;
@@ -220,13 +223,14 @@ struct Server {
 
 impl Server {
     fn start(address: SocketAddr, ledger: &Path, setting: &Setting<'_>) -> Self {
-        let started = now();
         let takeover = match setting.takeover {
             Takeover::Run => "run",
             Takeover::Refuse => "refuse",
         };
+        let mut command = example("payments");
+        let started = now();
         let mut process = Process::start(
-            payments()
+            command
                 .args(["--addr", &address.to_string(), "--store", setting.store])
                 .arg("--ledger")
                 .arg(ledger)
@@ -270,20 +274,6 @@ fn kill_each_second(
         *server = start(server.address);
     }
     (kills, servers)
-}
-
-/// The example that cargo builds beside the tests.
-fn payments() -> Command {
-    let test = std::env::current_exe().expect("a running test has a path");
-    let profile = test.ancestors().nth(2).expect("it is in target/*/deps");
-    let example = profile.join("examples").join("payments");
-    assert!(
-        example.is_file(),
-        "{} is missing: `cargo test` builds it, and so does \
-         `cargo build --all-features --example payments`",
-        example.display()
-    );
-    Command::new(example)
 }
 
 fn read_ledger(path: &Path) -> Vec<Effect> {

@@ -15,9 +15,12 @@ use futures::{FutureExt, StreamExt, poll};
 use http::{HeaderMap, Request, Response};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::{BodyExt, Empty, Full, StreamBody};
-use tokio::sync::{mpsc, oneshot};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::Instant,
+};
 use tower::{BoxError, Layer, ServiceExt, service_fn};
-use tower_idempotency::client::{RepeatBody, RetryLayer};
+use tower_idempotency::client::{RepeatBody, RetryLayer, RetryPolicy, TryError};
 
 use crate::support::{SECOND, Script, Step, post};
 
@@ -352,6 +355,123 @@ async fn p9_only_what_may_be_sent_again_is_kept() {
         assert_eq!(gone.load(SeqCst), 3, "they go with the answer");
         drop(response);
     }
+}
+
+/// P10, U06: an upload over the limit, be its length known or not, is sent once, and so takes the time
+/// that it takes; its answer is nobody's to judge but the caller's.
+#[tokio::test(start_paused = true)]
+async fn p10_u06_an_upload_over_the_limit_is_not_timed() {
+    async fn upload<B>(body: B) -> (u64, Result<bool, BoxError>)
+    where
+        B: Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<BoxError>,
+    {
+        let service = service_fn(|request: Request<RepeatBody<B>>| async move {
+            request.into_body().collect().await?;
+            tokio::time::sleep(3600 * SECOND).await;
+            let broken = Pieces::new([data("pay"), Err("reset")]);
+            Ok::<_, BoxError>(Response::new(broken))
+        });
+        let start = Instant::now();
+        let layer = RetryLayer::new(RetryPolicy::new().tries(1)).request_limit(1000);
+        let broken = match layer.layer(service).oneshot(with(body)).await {
+            Ok(response) => Ok(response.into_body().collect().await.is_err()),
+            Err(error) => Err(error),
+        };
+        (start.elapsed().as_secs(), broken)
+    }
+    let pieces = |length: usize| Pieces::new([data(vec![7; 500]), data(vec![7; length - 500])]);
+    for (seconds, broken) in [
+        upload(Full::from(vec![7; 1001])).await,
+        upload(pieces(1001)).await,
+    ] {
+        assert_eq!(seconds, 3600);
+        assert!(broken.unwrap(), "the caller reads it");
+    }
+    for (seconds, broken) in [
+        upload(Full::from(vec![7; 1000])).await,
+        upload(pieces(1000)).await,
+    ] {
+        assert_eq!(seconds, 30);
+        assert!(matches!(
+            broken.unwrap_err().downcast_ref(),
+            Some(TryError::TimedOut)
+        ));
+    }
+}
+
+/// An early answer, and a body that goes on: who sends it stops when another try is decided on, so
+/// that it cannot outgrow the limit before that try begins, and its answer be lost.
+#[tokio::test(start_paused = true)]
+async fn a_sender_stops_while_the_next_try_waits() {
+    type Outgoing = RepeatBody<StreamBody<futures::stream::BoxStream<'static, Item>>>;
+    type Item = Result<Frame<Bytes>, &'static str>;
+    let tries = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&tries);
+    let service = service_fn(move |request: Request<Outgoing>| {
+        let first = counted.fetch_add(1, SeqCst) == 0;
+        async move {
+            let body = request.into_body().collect();
+            let length = if first {
+                // It is sent on, behind its answer.
+                tokio::spawn(body);
+                0
+            } else {
+                body.await.unwrap().to_bytes().len()
+            };
+            let response = Response::builder().status(if first { 503 } else { 200 });
+            Ok::<_, BoxError>(
+                response
+                    .body(Full::<Bytes>::from(length.to_string()))
+                    .unwrap(),
+            )
+        }
+    });
+    let (source, receiver) = mpsc::unbounded_channel::<Item>();
+    let stream = futures::stream::unfold(receiver, |mut receiver| async {
+        Some((receiver.recv().await?, receiver))
+    });
+    let body = StreamBody::new(stream.boxed());
+    let service = RetryLayer::default().request_limit(1000).layer(service);
+    let mut operation = Box::pin(service.oneshot(with(body)));
+    assert!(poll!(&mut operation).is_pending());
+    for _ in 0..2 {
+        // The sender has its turn.
+        source.send(Ok(Frame::data(vec![7; 600].into()))).unwrap();
+        tokio::task::yield_now().await;
+    }
+    drop(source);
+    let response = operation.await.unwrap();
+    assert_eq!((response.status().as_u16(), tries.load(SeqCst)), (200, 2));
+    let length = response.into_body().collect().await.unwrap().to_bytes();
+    assert_eq!(length, "1200");
+}
+
+/// Who comes to send the body of a try only after the next one has begun gets none of it.
+#[tokio::test(start_paused = true)]
+async fn a_late_sender_does_not_overtake_a_later_try() {
+    let late = Arc::new(std::sync::Mutex::new(None::<RepeatBody<Pieces>>));
+    let service = service_fn(move |request: Request<RepeatBody<Pieces>>| {
+        let late = Arc::clone(&late);
+        async move {
+            let mut body = request.into_body();
+            let earlier = late.lock().unwrap().take();
+            let Some(mut earlier) = earlier else {
+                *late.lock().unwrap() = Some(body);
+                return Err("refused before the body was sent".into());
+            };
+            body.frame().await.unwrap()?;
+            assert!(!earlier.is_end_stream());
+            assert!(earlier.frame().await.unwrap().is_err());
+            let rest = body.collect().await?.to_bytes();
+            Ok::<_, BoxError>(Response::new(Full::new(rest)))
+        }
+    });
+    let body = Pieces::new([data("100"), data(" EUR")]);
+    let service = RetryLayer::default().layer(service);
+    let response = service.oneshot(with(body)).await.unwrap();
+    let rest = response.into_body().collect().await.unwrap().to_bytes();
+    assert_eq!(rest, " EUR");
 }
 
 /// What is ready is done without a pause: no task, no timer.

@@ -34,8 +34,8 @@ use tower::{
     BoxError, Layer, Service, ServiceBuilder, ServiceExt, retry::budget::TpsBudget, service_fn,
 };
 use tower_idempotency::{
-    IdempotencyLayer, MemoryStore, RequestBody, Scope,
-    client::{RepeatBody, RetryLayer, RetryPolicy},
+    IdempotencyKey, IdempotencyLayer, MemoryStore, RequestBody, Scope,
+    client::{RepeatBody, RetryLayer, RetryPolicy, SetIdempotencyKeyLayer},
 };
 
 use crate::support::SECOND;
@@ -232,7 +232,8 @@ impl Network {
         mut request: Request<Full<Bytes>>,
         server: u64,
     ) -> Result<Answer, BoxError> {
-        let key = request.headers()["idempotency-key"].to_str()?.to_owned();
+        let key = request.headers()["idempotency-key"].to_str()?;
+        let key = key.trim_matches('"').to_owned();
         let server = self.servers[server as usize % self.servers.len()];
         let path = request.uri().path();
         *request.uri_mut() = format!("http://{server}{path}").parse::<Uri>()?;
@@ -271,7 +272,8 @@ impl Network {
     ) -> Result<Response<BoxBody<Bytes, BoxError>>, BoxError> {
         let (parts, body) = request.into_parts();
         let body = body.collect().await?.to_bytes();
-        let key = parts.headers["idempotency-key"].to_str()?.to_owned();
+        let key = parts.headers["idempotency-key"].to_str()?;
+        let key = key.trim_matches('"').to_owned();
         let number: usize = key.trim_start_matches("order-").parse()?;
         let attempt = {
             let mut tries = self.tries.lock().unwrap();
@@ -465,11 +467,14 @@ async fn s33_without_protection_operations_have_several_effects() {
 
 fn hyper(network: SocketAddr) -> Operation {
     let pool = Client::builder(TokioExecutor::new()).build_http::<RepeatBody<Full<Bytes>>>();
-    let client = layer().layer(pool);
+    let client = ServiceBuilder::new()
+        .layer(SetIdempotencyKeyLayer::new().quoted())
+        .layer(layer())
+        .service(pool);
     Box::new(move |order| {
         let client = client.clone();
         let request = Request::post(format!("http://{network}/payments"))
-            .header("idempotency-key", &order)
+            .extension(IdempotencyKey::new(&order).unwrap())
             .body(Full::<Bytes>::from(order));
         async move {
             let response = client.oneshot(request?).await?;
@@ -517,6 +522,7 @@ async fn s09_s26_tonic_over_a_network_that_loses_things() {
     run("tonic", true, |network| {
         let endpoint = Endpoint::from_shared(format!("http://{network}")).unwrap();
         let client = ServiceBuilder::new()
+            .layer(SetIdempotencyKeyLayer::new())
             .layer(layer())
             .map_request(|request: Request<RepeatBody<tonic::body::Body>>| {
                 request.map(tonic::body::Body::new)
@@ -526,8 +532,8 @@ async fn s09_s26_tonic_over_a_network_that_loses_things() {
             let mut client = tonic::client::Grpc::new(client.clone());
             async move {
                 let mut request = tonic::Request::new(order.clone());
-                let metadata = request.metadata_mut();
-                metadata.insert("idempotency-key", order.parse()?);
+                let extensions = request.extensions_mut();
+                extensions.insert(IdempotencyKey::new(&order)?);
                 client.ready().await?;
                 let path = PathAndQuery::from_static("/bank.Bank/Pay");
                 let codec = ProstCodec::<String, String>::default();

@@ -128,6 +128,26 @@ async fn s26_without_a_key_only_idempotent_methods_are_tried_again() {
     }
 }
 
+/// P8, S26: what no server takes for a key protects nothing.
+#[tokio::test(start_paused = true)]
+async fn s26_a_header_without_a_key_is_none() {
+    for value in ["", " ", "\"\"", "\"k", "k, l"] {
+        let keyless = || request(Method::POST, Some(value));
+        assert_eq!(both_ways(&Step::Lost, keyless).await, 1, "{value:?}");
+    }
+    let twice = || {
+        let mut request = post();
+        let other = "order-2".parse().unwrap();
+        request.headers_mut().append("idempotency-key", other);
+        request
+    };
+    assert_eq!(both_ways(&Step::Lost, twice).await, 1);
+    for value in ["k", "\"k\"", "\"k, l\"; v=1"] {
+        let keyed = || request(Method::POST, Some(value));
+        assert_eq!(both_ways(&Step::Lost, keyed).await, 3, "{value:?}");
+    }
+}
+
 /// The key's header is the one that is told.
 #[tokio::test(start_paused = true)]
 async fn s26_a_key_may_stand_in_another_header() {

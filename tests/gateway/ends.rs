@@ -74,7 +74,7 @@ async fn u21_a_stop_finishes_what_runs() {
     left.abort();
     drop(leaver);
 
-    gateway.process.signal("TERM");
+    gateway.example.process.signal("TERM");
     assert_eq!(idle.rest().await, b"");
     let addr = gateway.addr;
     soon("nobody listens", async {
@@ -116,7 +116,7 @@ async fn p3_p4_u21_a_stop_waits_for_records() {
     let lock = sqlx::query("BEGIN EXCLUSIVE").execute(&mut *holder).await;
     lock.unwrap();
     gate.add_permits(1);
-    gateway.process.signal("TERM");
+    gateway.example.process.signal("TERM");
     let mut ended = Box::pin(gateway.ended());
     let early = tokio::time::timeout(Duration::from_secs(1), &mut ended).await;
     assert!(early.is_err(), "{early:?}");
@@ -144,7 +144,7 @@ async fn u21_a_stop_has_a_limit() {
         };
         let running = tokio::spawn(client.send(sent));
         until("the upstream has it", || seen.count() == 1).await;
-        gateway.process.signal("TERM");
+        gateway.example.process.signal("TERM");
         let (ended, said) = soon("the end", gateway.ended()).await;
         assert_eq!(ended, Some(code), "{said}");
         assert!(running.await.unwrap().is_err());
@@ -159,13 +159,13 @@ async fn a_second_signal_stops_at_once() {
     let mut client = Client::connect(gateway.addr, false).await;
     let running = tokio::spawn(client.send(post("k", "1 EUR")));
     until("the upstream has it", || seen.count() == 1).await;
-    gateway.process.signal("TERM");
+    gateway.example.process.signal("TERM");
     let addr = gateway.addr;
     soon("nobody listens", async {
         while TcpStream::connect(addr).await.is_ok() {}
     })
     .await;
-    gateway.process.signal("INT");
+    gateway.example.process.signal("INT");
     let (code, said) = soon("the end", gateway.ended()).await;
     assert_eq!(code, Some(1), "{said}");
     assert!(running.await.unwrap().is_err());
@@ -189,7 +189,7 @@ async fn p5_s27_a_killed_gateway_is_taken_over() {
         let early = send(second.addr, false, post("k", "1 EUR")).await;
         assert_eq!(told(&early), (409, false));
         assert_eq!(problem(&early), "in_progress");
-        first.process.kill();
+        first.example.process.kill();
         assert!(asked.await.unwrap().is_err());
 
         // For what was begun, whose answer nobody hears, and for what is to come.

@@ -164,6 +164,8 @@ fn forwarded_is_the_gateways_own() {
         ("x-forwarded-for", "1.2.3.4"),
         ("x-forwarded-proto", "https"),
         ("x-forwarded-host", "bank.example"),
+        ("x-forwarded-host", "shop.example"),
+        ("x-forwarded-prefix", "/admin"),
     ];
     let own = "for=192.0.2.7;host=\"shop.example\";proto=http";
     let mut parts = get(&came);

@@ -3,33 +3,28 @@
 
 use std::net::{SocketAddr, TcpListener};
 
-use tokio::process::Command;
-
-use crate::{
-    servers::process::free_address,
-    support::{built, soon},
+use crate::servers::{
+    example::{example, run},
+    process::free_address,
 };
 
-async fn refused(listen: SocketAddr, upstream: &str, store: &str) -> String {
-    let ended = Command::new(built())
+fn refused(listen: SocketAddr, upstream: &str, store: &str) -> String {
+    let ended = run(example("gateway")
         .args(["--single-tenant", "--listen", &listen.to_string()])
-        .args(["--upstream", upstream, "--store", store])
-        .kill_on_drop(true)
-        .output();
-    let ended = soon("its end", ended).await.expect("it starts");
-    assert_eq!(ended.status.code(), Some(1));
+        .args(["--upstream", upstream, "--store", store]));
+    assert_eq!(ended.code, Some(1));
     assert!(ended.stdout.is_empty());
-    let said = String::from_utf8(ended.stderr).expect("text");
+    let said = ended.stderr;
     assert_eq!(said.lines().count(), 1, "{said}");
     said.trim_end().to_owned()
 }
 
-#[tokio::test]
-async fn an_address_in_use() {
+#[test]
+fn an_address_in_use() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let taken = taken.local_addr().map(|addr| (addr, taken));
     let (addr, _listener) = taken.unwrap();
-    let said = refused(addr, "http://127.0.0.1:1", "memory").await;
+    let said = refused(addr, "http://127.0.0.1:1", "memory");
     assert!(
         said.starts_with(&format!("error: cannot listen on {addr}: ")),
         "{said}"
@@ -37,11 +32,11 @@ async fn an_address_in_use() {
 }
 
 /// U19: and no password is shown.
-#[tokio::test]
-async fn u19_a_store_that_cannot_be_opened() {
+#[test]
+fn u19_a_store_that_cannot_be_opened() {
     let any = "127.0.0.1:0".parse().unwrap();
     let nowhere = "sqlite:/nowhere/records.db";
-    let said = refused(any, "http://127.0.0.1:1", nowhere).await;
+    let said = refused(any, "http://127.0.0.1:1", nowhere);
     assert!(
         said.starts_with("error: the store `sqlite` cannot be opened: "),
         "{said}"
@@ -50,7 +45,7 @@ async fn u19_a_store_that_cannot_be_opened() {
         return;
     }
     let redis = format!("redis://:secret@{}", free_address());
-    let said = refused(any, "http://127.0.0.1:1", &redis).await;
+    let said = refused(any, "http://127.0.0.1:1", &redis);
     assert!(
         said.starts_with("error: the store `redis` cannot be opened: "),
         "{said}"

@@ -2,10 +2,8 @@
 
 use std::{
     future::Future,
-    io::{self, BufRead as _, BufReader, Read as _},
+    io,
     net::{Ipv4Addr, SocketAddr},
-    path::PathBuf,
-    process::{ChildStdout, Command, Stdio},
     sync::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
@@ -34,7 +32,7 @@ use tokio::{
 };
 use tower::BoxError;
 
-use crate::servers::process::Process;
+use crate::servers::example::{Example, example};
 
 /// Far longer than anything here takes, also on a busy machine: past it a test fails and does not
 /// hang.
@@ -82,53 +80,33 @@ pub(crate) fn channel() -> (mpsc::Sender<Result<Frame<Bytes>, BoxError>>, Payloa
 /// The gateway, killed when this is dropped.
 #[derive(Debug)]
 pub(crate) struct Gateway {
-    pub(crate) process: Process,
+    pub(crate) example: Example,
     pub(crate) addr: SocketAddr,
-    stdout: BufReader<ChildStdout>,
 }
 
 impl Gateway {
     /// Before `upstream`, for one caller, with these flags besides.
     pub(crate) fn start(upstream: SocketAddr, flags: &[&str]) -> Self {
-        let mut command = Command::new(built());
+        let mut command = example("gateway");
         command
             .args(["--listen", "127.0.0.1:0", "--single-tenant"])
             .args(["--upstream", &format!("http://{upstream}")])
-            .args(flags)
-            .stdout(Stdio::piped());
-        let mut process = Process::start(&mut command);
-        let mut stdout = BufReader::new(process.stdout());
-        let mut line = String::new();
-        // It may say more before.
-        let addr = loop {
-            line.clear();
-            let read = stdout.read_line(&mut line).expect("a line");
-            assert!(read > 0, "the gateway ended with {:?}", process.code());
-            if let Some(addr) = line.trim_end().strip_prefix("listening on http://") {
-                break addr.parse().expect("an address");
-            }
-        };
+            .args(flags);
+        let example = Example::start(&mut command);
         Self {
-            process,
-            addr,
-            stdout,
+            addr: example.address(),
+            example,
         }
     }
 
     /// Waits until it has ended by itself, and says how.
     pub(crate) async fn ended(mut self) -> (Option<i32>, String) {
-        let ended = tokio::task::spawn_blocking(move || {
-            let code = self.process.code();
-            let mut rest = String::new();
-            self.stdout.read_to_string(&mut rest).expect("text");
-            (code, rest)
-        });
-        ended.await.expect("it ends")
+        self.example.ended().await
     }
 
     /// The most memory that it has held so far, in bytes.
     pub(crate) fn peak_memory(&self) -> usize {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.process.id()));
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.example.process.id()));
         let status = status.expect("the status of a process");
         let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
         let kib = line.and_then(|line| line.trim().strip_suffix(" kB"));
@@ -136,20 +114,6 @@ impl Gateway {
             .expect("a number")
             * 1024
     }
-}
-
-/// The program that cargo builds beside the tests.
-pub(crate) fn built() -> PathBuf {
-    let test = std::env::current_exe().expect("a running test has a path");
-    let profile = test.ancestors().nth(2).expect("it is in target/*/deps");
-    let program = profile.join("examples").join("gateway");
-    let program = program.with_extension(std::env::consts::EXE_EXTENSION);
-    assert!(
-        program.is_file(),
-        "{} is missing: `cargo test` builds it, and so does `cargo build --all-features --examples`",
-        program.display()
-    );
-    program
 }
 
 /// A service of ours behind the gateway, over HTTP/1.1 and HTTP/2 with prior knowledge.

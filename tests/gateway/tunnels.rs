@@ -72,7 +72,7 @@ async fn p10_an_upgrade_becomes_a_tunnel() {
     assert_eq!(seen.line("upgrade").as_deref(), Some("shout"));
     connection.0.shutdown().await.unwrap();
     assert_eq!(connection.rest().await, b"");
-    gateway.process.signal("TERM");
+    gateway.example.process.signal("TERM");
     assert_eq!(soon("the end", gateway.ended()).await.0, Some(0));
 }
 
@@ -92,7 +92,7 @@ async fn p9_u21_a_tunnel_counts() {
     let came = waiting.0.try_read(&mut [0; 1]);
     assert!(came.is_err(), "{came:?}");
     assert_shouts(&mut connection).await;
-    gateway.process.signal("TERM");
+    gateway.example.process.signal("TERM");
     let (code, said) = soon("the end", gateway.ended()).await;
     assert_eq!(code, Some(0), "{said}");
     assert!(said.contains("connections cut off: 1"), "{said}");

@@ -14,7 +14,7 @@ use std::{
 
 use bytes::Bytes;
 use futures::{FutureExt as _, poll};
-use http::{HeaderName, Method, Request, Response, StatusCode};
+use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Full};
 use tokio::sync::Semaphore;
 use tower::{Service, ServiceExt as _, service_fn};
@@ -68,6 +68,8 @@ fn route(path: &str) -> Route {
 #[derive(Clone, Copy)]
 enum Does {
     Answer(u16),
+    /// With a status of gRPC in the head.
+    Grpc(&'static str),
     /// The gateway's own answers.
     NotSent,
     OutcomeUnknown,
@@ -110,6 +112,13 @@ impl Gateway {
                 let (status, extensions) = (502, response.extensions_mut());
                 let status = match does {
                     Does::Answer(status) => status,
+                    Does::Grpc(code) => {
+                        let headers = response.headers_mut();
+                        let content_type = HeaderValue::from_static("application/grpc");
+                        headers.insert("content-type", content_type);
+                        headers.insert("grpc-status", HeaderValue::from_static(code));
+                        200
+                    }
                     Does::NotSent => extensions.insert(NotSent).map_or(status, |_| status),
                     Does::OutcomeUnknown => {
                         extensions.insert(OutcomeUnknown).map_or(status, |_| status)
@@ -350,10 +359,13 @@ async fn s22_u04_the_outcome_decides_about_the_key() {
         (Unknown::Retry, Does::OutcomeUnknown, RUNS, 422),
         (Unknown::Retry, Does::Answer(502), RUNS, 422),
         (Unknown::Retry, Does::Answer(408), RUNS, 422),
+        (Unknown::Retry, Does::Grpc("14"), RUNS, 422),
         // Recorded.
         (Unknown::Keep, Does::OutcomeUnknown, !RUNS, 422),
         (Unknown::Keep, Does::Answer(502), !RUNS, 422),
         (Unknown::Keep, Does::Answer(408), !RUNS, 422),
+        (Unknown::Keep, Does::Grpc("14"), !RUNS, 422),
+        (Unknown::Retry, Does::Grpc("0"), !RUNS, 422),
         (Unknown::Retry, Does::Answer(201), !RUNS, 422),
     ] {
         let mut kept = route("/*");

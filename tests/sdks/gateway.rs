@@ -3,9 +3,9 @@
 use std::net::SocketAddr;
 
 use crate::{
-    example::Example,
     library::Library,
     run::{Keys, run, served},
+    servers::example::{Example, example},
 };
 
 /// It tells its callers apart by a header.
@@ -14,7 +14,7 @@ pub(crate) fn gateway(upstream: SocketAddr, caller: &str, flags: &[&str]) -> Exa
     let mut all = vec!["--listen", "127.0.0.1:0", "--upstream", &upstream];
     all.extend(["--scope-header", caller]);
     all.extend(flags);
-    Example::start("gateway", &all)
+    Example::start(example("gateway").args(all))
 }
 
 /// One that is told by a file where each library puts its keys, and `v1` of the first one's route.
@@ -42,10 +42,7 @@ pub(crate) fn for_both(upstream: SocketAddr, v1: &str) -> Example {
     let file = folder.path().join("gateway.toml");
     std::fs::write(&file, told).expect("a file");
     // It is read before the gateway says where it listens.
-    Example::start(
-        "gateway",
-        &["--config", file.to_str().expect("a path of text")],
-    )
+    Example::start(example("gateway").arg("--config").arg(file))
 }
 
 /// U32, S26, P4: the library makes a key for each operation by itself.

@@ -8,7 +8,6 @@ use tonic::transport::server::TcpIncoming;
 
 use crate::{
     bank::Bank,
-    example::Example,
     gateway::gateway,
     library::{self, Answer},
     network::{
@@ -17,6 +16,7 @@ use crate::{
     },
     payments::payments_server::PaymentsServer,
     run::{OPERATIONS, Run, faults, own_key, plan},
+    servers::example::{Example, example},
     upstream::Effects,
 };
 
@@ -27,7 +27,7 @@ const SECONDS: f64 = 8.0;
 const LONG: u64 = 1500;
 
 fn server() -> Example {
-    Example::start("tonic", &["--serve", "127.0.0.1:0"])
+    Example::start(example("tonic").args(["--serve", "127.0.0.1:0"]))
 }
 
 /// Where the scripts find what the service is.

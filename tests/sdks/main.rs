@@ -8,7 +8,6 @@
 #[allow(dead_code, reason = "the example shows a count at its end")]
 #[path = "../../examples/tonic/bank.rs"]
 mod bank;
-mod example;
 mod gateway;
 mod grpc;
 mod layer;

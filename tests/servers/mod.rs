@@ -4,8 +4,10 @@
 //! No target by itself: a test takes it in with `#[path = "../servers/mod.rs"] mod servers;`.
 //!
 //! A server that is not installed fails the test, with what to install. Nothing is skipped.
+//! An example of this crate is built before it is started.
 #![allow(dead_code, unreachable_pub, reason = "each target uses a part")]
 
+pub mod example;
 pub mod memcached;
 #[cfg(feature = "postgres")]
 pub mod postgres;

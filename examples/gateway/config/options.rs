@@ -78,7 +78,7 @@ pub(crate) const OPTIONS: &[Opt] = &[
     switch(
         Gateway,
         "upstream-http2",
-        "Speak HTTP/2 with the service, without asking it first: for gRPC.",
+        "Speak HTTP/2 with the service, without asking it first: for gRPC, with the feature grpc.",
     ),
     opt(
         Gateway,
