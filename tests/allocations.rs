@@ -77,7 +77,7 @@ fn p10_s11_a_request_that_is_not_covered_allocates_nothing() {
     };
     const KEY: (&str, &str) = ("idempotency-key", "k");
     let upgrade = [KEY, ("connection", "upgrade"), ("upgrade", "websocket")];
-    let cases: [(&str, &[(&str, &str)]); 9] = [
+    let cases: [(&str, &[(&str, &str)]); 10] = [
         ("GET", &[KEY]),
         ("HEAD", &[KEY]),
         ("PUT", &[KEY]),
@@ -86,6 +86,7 @@ fn p10_s11_a_request_that_is_not_covered_allocates_nothing() {
         ("GET", &[]),
         ("POST", &[]),
         ("PATCH", &[("content-type", "application/json")]),
+        ("POST", &[("content-type", "application/grpc")]),
         ("POST", &upgrade),
     ];
     let mut bare = service_fn(handler);

@@ -5,6 +5,7 @@ use http::{HeaderValue, Method, Response, StatusCode, header::ALLOW};
 use http_body_util::Full;
 
 use crate::{
+    config::Refusals,
     forward::Unfit,
     outcome::{NotSent, OutcomeUnknown},
     problem::problem,
@@ -29,15 +30,20 @@ pub(crate) enum Failure {
 
 impl Failure {
     /// The answer, with what the judge of a route wants to know among its extensions.
-    pub(crate) fn answer(self, method: &Method, grpc: bool) -> Response<Full<Bytes>> {
+    pub(crate) fn answer(
+        self,
+        method: &Method,
+        grpc: bool,
+        refusals: Refusals,
+    ) -> Response<Full<Bytes>> {
         let mut answer = match grpc {
             true => self.grpc(),
-            false => self.document(method),
+            false => self.document(method, refusals),
         };
         match self {
-            Self::Unreachable => drop(answer.extensions_mut().insert(NotSent)),
+            Self::Unreachable | Self::Unfit(_) => drop(answer.extensions_mut().insert(NotSent)),
             Self::Broken | Self::Slow => drop(answer.extensions_mut().insert(OutcomeUnknown)),
-            Self::SlowClient | Self::BrokenClient | Self::Unfit(_) => {}
+            Self::SlowClient | Self::BrokenClient => {}
         }
         answer
     }
@@ -64,7 +70,8 @@ impl Failure {
             Self::SlowClient => (DEADLINE_EXCEEDED, "the request did not arrive in time"),
             Self::BrokenClient => (INVALID_ARGUMENT, "the request is incomplete"),
             Self::Unfit(Unfit::Host) => (INVALID_ARGUMENT, "the request does not name one host"),
-            Self::Unfit(Unfit::Connect | Unfit::Upgrade | Unfit::LastHop) => {
+            Self::Unfit(Unfit::Target) => (INVALID_ARGUMENT, "the request does not name a path"),
+            Self::Unfit(Unfit::Connect | Unfit::Upgrade | Unfit::LastHop | Unfit::Coding) => {
                 (UNIMPLEMENTED, "not by this gateway")
             }
         };
@@ -80,7 +87,8 @@ impl Failure {
         answer
     }
 
-    fn document(self, method: &Method) -> Response<Full<Bytes>> {
+    fn document(self, method: &Method, refusals: Refusals) -> Response<Full<Bytes>> {
+        let problem = |status, name, title, detail| problem(refusals, status, name, title, detail);
         match self {
             Self::Unreachable => problem(
                 StatusCode::BAD_GATEWAY,
@@ -117,6 +125,19 @@ impl Failure {
                 "host-invalid",
                 "The request does not name one host",
                 "It has one line `Host`, with a host and perhaps a port.",
+            ),
+            Self::Unfit(Unfit::Target) => problem(
+                StatusCode::BAD_REQUEST,
+                "target-invalid",
+                "The request does not name a path",
+                "What it asks for begins with `/`, or with `http://` and a host.",
+            ),
+            Self::Unfit(Unfit::Coding) => problem(
+                StatusCode::NOT_IMPLEMENTED,
+                "coding-unknown",
+                "This gateway does not know how the request body is coded",
+                "`Transfer-Encoding` is `chunked` alone; a body that is compressed says so in \
+                 `Content-Encoding`.",
             ),
             Self::Unfit(Unfit::Connect) => problem(
                 StatusCode::NOT_IMPLEMENTED,

@@ -5,8 +5,8 @@ use std::{fmt::Write as _, net::IpAddr};
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Version,
     header::{
-        CONNECTION, COOKIE, EXPECT, FORWARDED, HOST, MAX_FORWARDS, TE, TRANSFER_ENCODING, UPGRADE,
-        VIA,
+        CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, FORWARDED, HOST, MAX_FORWARDS, TE,
+        TRANSFER_ENCODING, UPGRADE, VIA,
     },
     request, response,
     uri::Authority,
@@ -43,6 +43,10 @@ pub(crate) enum Unfit {
     Upgrade,
     /// It was to go so far and no further (RFC 9110, 7.6.2).
     LastHop,
+    /// It names no path.
+    Target,
+    /// Its body is coded for the way, and not only in chunks (RFC 9112, 6.1).
+    Coding,
 }
 
 impl Rules {
@@ -56,8 +60,17 @@ impl Rules {
         if parts.method == Method::CONNECT {
             return Err(Unfit::Connect);
         }
+        if parts.uri.path_and_query().is_none() {
+            return Err(Unfit::Target);
+        }
         let host = host(parts)?;
         let headers = &mut parts.headers;
+        // Nobody has taken off what is below the chunks, and nobody behind would know of it.
+        if members(headers, &TRANSFER_ENCODING)
+            .any(|coding| !coding.eq_ignore_ascii_case(b"chunked"))
+        {
+            return Err(Unfit::Coding);
+        }
         if matches!(parts.method, Method::OPTIONS | Method::TRACE) {
             go_one_further(headers)?;
         }
@@ -95,6 +108,7 @@ impl Rules {
         append(headers, FORWARDED, &forwarded(client, host.as_ref()));
         append(headers, VIA, &self.via(parts.version));
         headers.remove(ATTEMPT);
+        remove_doubles(headers);
         if let Some(attempt) = attempt {
             headers.insert(ATTEMPT, HeaderValue::from(attempt));
         }
@@ -105,6 +119,10 @@ impl Rules {
     pub(crate) fn answer(&self, parts: &mut response::Parts) {
         let headers = &mut parts.headers;
         let upgrade = headers.get(UPGRADE).cloned();
+        // Chunks win over a length that contradicts them (RFC 9112, 6.3).
+        if headers.contains_key(TRANSFER_ENCODING) {
+            headers.remove(CONTENT_LENGTH);
+        }
         strip(headers);
         if parts.status == http::StatusCode::SWITCHING_PROTOCOLS
             && let Some(protocol) = upgrade
@@ -140,6 +158,20 @@ fn strip(headers: &mut HeaderMap) {
         UPGRADE,
     ];
     for name in named.iter().chain(&always) {
+        headers.remove(name);
+    }
+}
+
+/// Removes what a server that takes `_` for `-` (CGI, WSGI) could take for what only a proxy says.
+fn remove_doubles(headers: &mut HeaderMap) {
+    let said = [ATTEMPT, CONTENT_LENGTH, TRANSFER_ENCODING];
+    let doubles = headers.keys().filter(|name| {
+        let name = name.as_str();
+        let meant = name.replace('_', "-");
+        name.contains('_')
+            && (meant.starts_with("x-forwarded-") || said.iter().any(|said| *said == *meant))
+    });
+    for name in doubles.cloned().collect::<Vec<_>>() {
         headers.remove(name);
     }
 }

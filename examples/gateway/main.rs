@@ -37,6 +37,9 @@ use tokio::{net::TcpListener, time::timeout};
 
 use crate::{config::Config, routes::Routes, serve::Gateway, upstream::Upstream};
 
+/// The greatest head of a message, in bytes.
+const HEAD_LIMIT: u32 = 64 * 1024;
+
 #[tokio::main]
 async fn main() -> ExitCode {
     let config = match Config::from_args(std::env::args_os()) {

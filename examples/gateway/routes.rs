@@ -6,7 +6,8 @@
 //!
 //! No spelling of a path leads past a route: where the path as it was sent and its
 //! [plain spelling](plain) belong to different routes, the request is refused with 400. An upstream
-//! that takes `/v1//payments` for `/v1/payments` would otherwise carry it out without a key.
+//! that takes `/v1//payments` for `/v1/payments` would otherwise carry it out without a key; so it
+//! would where it takes `post` for `POST`.
 //! What else an upstream makes of paths (`/v1/payments.json`, say) it alone knows; a route for `/*`
 //! at the end covers that, too.
 
@@ -28,18 +29,23 @@ use http_body_util::{Either as EitherBody, Full};
 use tower::{Layer as _, Service};
 use tower_idempotency::{
     IdempotencyLayer, KeySource, OnConflict, RequestBody, ResponseBody, ResponseFuture, Scope,
-    Store, Takeover,
-    verdict::{self, Verdict},
+    Store, Takeover, verdict::Verdict,
 };
 
+#[cfg(feature = "grpc")]
+use tower_idempotency::verdict::by_grpc_status as by_upstream;
+
 use crate::{
-    config::{self, Config, Conflict, Key, PathPattern, Route, ScopeBy, Unknown, plain},
+    config::{self, Config, Conflict, Key, PathPattern, Refusals, Route, ScopeBy, Unknown, plain},
     outcome::{NotSent, OutcomeUnknown},
-    problem::problem,
+    problem::{as_stripe_does, problem},
 };
 
 /// How long the store has for each of its calls, where the lease is long enough.
 const STORE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long the end of an answer may take that is to be recorded whole.
+pub(crate) const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
 type Layer = IdempotencyLayer<Arc<dyn Store>>;
 
@@ -58,6 +64,8 @@ struct Table {
 struct Rule {
     path: PathPattern,
     methods: Vec<Method>,
+    unknown: Unknown,
+    refusals: Refusals,
     layer: Layer,
 }
 
@@ -70,6 +78,8 @@ impl Routes {
         let rule = |route: &Route| Rule {
             path: route.path.clone(),
             methods: route.methods.clone(),
+            unknown: route.unknown,
+            refusals: route.refusals,
             layer: layer(shared.clone(), route),
         };
         Self(Arc::new(Table {
@@ -96,7 +106,11 @@ impl Routes {
 
 fn layer(shared: Layer, route: &Route) -> Layer {
     let unknown = route.unknown;
-    shared
+    let layer = match route.refusals {
+        Refusals::Problem => shared,
+        Refusals::Stripe => shared.on_refusal(as_stripe_does),
+    };
+    layer
         // Only its own requests come to it.
         .covers(|_| true)
         .scope(match &route.scope {
@@ -117,6 +131,7 @@ fn layer(shared: Layer, route: &Route) -> Layer {
             Conflict::Wait(limit) => OnConflict::Wait(limit),
         })
         .body_limit(route.body_limit)
+        .response_timeout(ANSWER_TIMEOUT)
         .takeover(match route.takeover {
             config::Takeover::Retry => Takeover::run(),
             config::Takeover::Refuse => Takeover::refuse(),
@@ -127,21 +142,27 @@ fn layer(shared: Layer, route: &Route) -> Layer {
 /// What an answer says about its operation. One from the gateway itself says whether the upstream
 /// got the request; one from the upstream is judged by its status, of gRPC where it is gRPC's.
 fn judge(unknown: Unknown, answer: &response::Parts, trailers: Option<&HeaderMap>) -> Verdict {
-    #[cfg(feature = "grpc")]
-    use verdict::by_grpc_status as by_status;
-    #[cfg(not(feature = "grpc"))]
-    use verdict::by_status;
-
     let verdict = if answer.extensions.get::<NotSent>().is_some() {
         Verdict::Rejected
     } else if answer.extensions.get::<OutcomeUnknown>().is_some() {
         Verdict::Failed
     } else {
-        by_status(answer, trailers)
+        by_upstream(answer, trailers)
     };
     match (verdict, unknown) {
         (Verdict::Failed, Unknown::Keep) => Verdict::Completed,
         (verdict, _) => verdict,
+    }
+}
+
+/// Which errors of gRPC say that nothing was done is known to the feature `grpc` alone. But none is
+/// a success, though each is a 200.
+#[cfg(not(feature = "grpc"))]
+fn by_upstream(answer: &response::Parts, trailers: Option<&HeaderMap>) -> Verdict {
+    let said = |headers: &HeaderMap| headers.get("grpc-status").map(|code| code != "0");
+    match trailers.and_then(said).or_else(|| said(&answer.headers)) {
+        Some(true) => Verdict::Failed,
+        _ => tower_idempotency::verdict::by_status(answer, trailers),
     }
 }
 
@@ -150,7 +171,7 @@ impl Table {
     fn find(&self, method: &Method, path: &str) -> Result<Option<&Rule>, OtherSpelling> {
         let of_method = || {
             let rules = self.rules.iter();
-            rules.filter(|rule| rule.methods.contains(method))
+            rules.filter(|rule| rule.methods.iter().any(|of| is_spelt_as(of, method)))
         };
         if of_method().next().is_none() {
             return Ok(None);
@@ -160,25 +181,49 @@ impl Table {
         let meant = of_method().find(|rule| rule.path.matches_plain(&plain));
         match (spelt, meant) {
             (None, None) => Ok(None),
-            (Some(spelt), Some(meant)) if std::ptr::eq(spelt, meant) => Ok(Some(spelt)),
-            _ => Err(OtherSpelling),
+            (Some(spelt), Some(meant)) if std::ptr::eq(spelt, meant) => {
+                match spelt.methods.contains(method) {
+                    true => Ok(Some(spelt)),
+                    false => Err(OtherSpelling::Method),
+                }
+            }
+            _ => Err(OtherSpelling::Path),
         }
     }
 }
 
-/// A path that could be taken for one that is covered otherwise.
-struct OtherSpelling;
+/// Whether both are the same method to a server that reads its letters as capitals.
+fn is_spelt_as(one: &Method, other: &Method) -> bool {
+    one.as_str().eq_ignore_ascii_case(other.as_str())
+}
+
+/// What could be taken for something that is covered otherwise.
+enum OtherSpelling {
+    Path,
+    Method,
+}
 
 impl OtherSpelling {
     fn response(&self) -> Response<Full<Bytes>> {
-        problem(
-            StatusCode::BAD_REQUEST,
-            "path-ambiguous",
-            "The path can be read in two ways",
-            "Spelt otherwise, this path would be subject to other rules. Nothing was done. Send it \
-             in its plain spelling: as documented, in the same letters, and without `//`, `..`, \
-             needless escapes or a slash too many at its end.",
-        )
+        match self {
+            Self::Path => problem(
+                Refusals::Problem,
+                StatusCode::BAD_REQUEST,
+                "path-ambiguous",
+                "The path can be read in two ways",
+                "Spelt otherwise, this path would be subject to other rules. Nothing was done. \
+                 Send it in its plain spelling: as documented, in the same letters, and without \
+                 `//`, `..`, needless escapes or a slash too many at its end.",
+            ),
+            Self::Method => problem(
+                Refusals::Problem,
+                StatusCode::BAD_REQUEST,
+                "method-ambiguous",
+                "The method can be read in two ways",
+                "In capitals, this method would be subject to other rules. Nothing was done. Send \
+                 it in capitals.",
+            ),
+        }
     }
 }
 
@@ -225,6 +270,9 @@ where
                 // An upgrade would pass the layer. Who does not know a protocol ignores the offer
                 // (RFC 9110, 7.8), and so the request is covered.
                 request.headers_mut().remove(header::UPGRADE);
+                // For the failures that only `upstream` knows.
+                request.extensions_mut().insert(rule.unknown);
+                request.extensions_mut().insert(rule.refusals);
                 &rule.layer
             }
             Ok(None) => &table.open,

@@ -3,15 +3,17 @@
 use std::{
     convert::Infallible,
     io,
+    pin::Pin,
     sync::{Arc, Mutex, PoisonError},
+    task::{Context, Poll},
     time::Duration,
 };
 
 use bytes::Bytes;
 use http::{Request, Response};
-use http_body_util::BodyExt as _;
 use hyper::{
-    body::{Body, Incoming},
+    body::{Body, Frame, Incoming, SizeHint},
+    rt,
     service::service_fn,
 };
 use hyper_util::{
@@ -26,10 +28,7 @@ use tokio::{
 };
 use tower::{BoxError, Service, ServiceExt as _};
 
-use crate::{config::Config, upstream::Connection};
-
-/// The greatest head of a request, in bytes.
-const HEAD_LIMIT: u32 = 64 * 1024;
+use crate::{HEAD_LIMIT, config::Config, upstream::Connection};
 
 /// Takes connections, until it is told to stop.
 pub(crate) struct Gateway<S> {
@@ -49,7 +48,7 @@ where
         + Send
         + 'static,
     S::Future: Send,
-    B: Body<Data = Bytes> + Send + 'static,
+    B: Body<Data = Bytes> + Send + Unpin + 'static,
     B::Error: Into<BoxError>,
 {
     pub(crate) fn new(config: &Config, service: S) -> Self {
@@ -124,19 +123,17 @@ where
                 let answer = service.clone().oneshot(request);
                 async move {
                     let answer = answer.await?;
-                    // The body keeps it until it is sent.
-                    Ok::<_, Infallible>(answer.map(|body| {
-                        body.map_err(move |error| {
-                            let _ = &running;
-                            error
-                        })
-                    }))
+                    Ok::<_, Infallible>(answer.map(|body| Answering { body, running }))
                 }
             }
         });
-        let serving = self
-            .server
-            .serve_connection_with_upgrades(TokioIo::new(stream), service);
+        let serving = self.server.serve_connection_with_upgrades(
+            Watched {
+                io: TokioIo::new(stream),
+                activity: Arc::clone(&activity),
+            },
+            service,
+        );
         let serving = serving.into_owned();
         let (mut stop, idle_timeout) = (self.stop.subscribe(), self.idle_timeout);
         tokio::spawn(async move {
@@ -149,7 +146,12 @@ where
             };
             if go_on {
                 serving.as_mut().graceful_shutdown();
-                let _ = serving.await;
+                // Some time to part, and for an answer as long as it is taken.
+                activity.moved();
+                tokio::select! {
+                    _ = serving => {}
+                    () = activity.ends(idle_timeout) => {}
+                }
             }
             drop(connection);
         });
@@ -176,9 +178,9 @@ struct Activity(Mutex<State>);
 
 #[derive(Clone, Copy, Debug)]
 struct State {
-    /// Requests whose answers are not sent yet.
+    /// Requests with something to wait for other than that the client takes their answers.
     running: usize,
-    /// When the last one began or ended.
+    /// When the last one began or ended, or the client last took something.
     last: Instant,
 }
 
@@ -198,7 +200,19 @@ impl Activity {
         state.last = Instant::now();
     }
 
-    /// Returns when there was no request for so long.
+    fn moved(&self) {
+        self.change(|_| {});
+    }
+
+    fn wrote(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        // A ping, of 17 bytes, is no part of an answer, and is taken by those who take nothing else.
+        if matches!(written, Poll::Ready(Ok(18..))) {
+            self.moved();
+        }
+        written
+    }
+
+    /// Returns when there was no request for so long, or none whose client took of its answer.
     async fn ends(&self, idle_timeout: Duration) {
         loop {
             let State { running, last } = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -215,18 +229,111 @@ impl Activity {
     }
 }
 
-/// A request whose answer is not sent yet.
-struct Running(Arc<Activity>);
+/// A request with something to wait for.
+struct Running {
+    connection: Arc<Activity>,
+    /// Whether its client has yet to take what there is of its answer.
+    offered: bool,
+}
 
 impl Running {
     fn begin(connection: &Arc<Activity>) -> Self {
         connection.change(|running| *running += 1);
-        Self(Arc::clone(connection))
+        Self {
+            connection: Arc::clone(connection),
+            offered: false,
+        }
+    }
+
+    fn offer(&mut self, offered: bool) {
+        if offered != self.offered {
+            self.offered = offered;
+            self.connection.change(|running| match offered {
+                true => *running -= 1,
+                false => *running += 1,
+            });
+        }
     }
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
-        self.0.change(|running| *running -= 1);
+        self.offer(true);
+    }
+}
+
+/// The body of an answer, which is asked for more as fast as the client takes it.
+struct Answering<B> {
+    body: B,
+    running: Running,
+}
+
+impl<B: Body + Unpin> Body for Answering<B> {
+    type Data = B::Data;
+    type Error = B::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
+        let polled = Pin::new(&mut self.body).poll_frame(cx);
+        self.running.offer(polled.is_ready());
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// A connection that notes when its client takes something.
+struct Watched {
+    io: TokioIo<TcpStream>,
+    activity: Arc<Activity>,
+}
+
+impl rt::Read for Watched {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: rt::ReadBufCursor<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_read(cx, buffer)
+    }
+}
+
+impl rt::Write for Watched {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.io).poll_write(cx, bytes);
+        self.activity.wrote(written)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.io).poll_write_vectored(cx, bytes);
+        self.activity.wrote(written)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
     }
 }

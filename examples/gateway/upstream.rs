@@ -31,12 +31,18 @@ use hyper_util::{
 };
 use tokio::{
     sync::OwnedSemaphorePermit,
-    time::{Instant, sleep_until},
+    time::{Instant, Sleep, sleep_until},
 };
 use tower::Service;
 use tower_idempotency::{Execution, RequestBody};
 
-use crate::{config::Config, failure::Failure, forward::Rules};
+use crate::{
+    HEAD_LIMIT,
+    config::{Config, Unknown},
+    failure::Failure,
+    forward::Rules,
+    routes::ANSWER_TIMEOUT,
+};
 
 /// What a request comes over, in its extensions.
 #[derive(Clone, Debug)]
@@ -47,7 +53,7 @@ pub(crate) struct Connection {
 }
 
 /// The body of an answer: the upstream's, as it comes, or the gateway's own.
-pub(crate) type AnswerBody = Either<Incoming, Full<Bytes>>;
+pub(crate) type AnswerBody = Either<Arriving, Full<Bytes>>;
 
 /// Sends requests to the upstream. Clones share its connections.
 ///
@@ -78,6 +84,7 @@ impl Upstream {
             .http2_only(config.upstream_http2)
             .http2_adaptive_window(true)
             .http2_keep_alive_interval(config.upstream_http2.then_some(KEEP_ALIVE))
+            .http2_max_header_list_size(HEAD_LIMIT)
             .set_host(false)
             // Only what was never taken from its queue, because a kept connection was gone.
             .retry_canceled_requests(true)
@@ -98,9 +105,10 @@ impl Upstream {
     async fn answer(self, request: Request<RequestBody<Incoming>>) -> Response<AnswerBody> {
         let (mut parts, body) = request.into_parts();
         let (method, grpc) = (parts.method.clone(), is_grpc(&parts.headers));
+        let refusals = parts.extensions.get().copied().unwrap_or_default();
         match self.forward(&mut parts, body).await {
             Ok(answer) => answer.map(Either::Left),
-            Err(failure) => failure.answer(&method, grpc).map(Either::Right),
+            Err(failure) => failure.answer(&method, grpc, refusals).map(Either::Right),
         }
     }
 
@@ -108,11 +116,12 @@ impl Upstream {
         &self,
         parts: &mut request::Parts,
         body: RequestBody<Incoming>,
-    ) -> Result<Response<Incoming>, Failure> {
+    ) -> Result<Response<Arriving>, Failure> {
         let connection = parts.extensions.remove::<Connection>();
         let Connection { client, place } = connection.expect("each request says what it came over");
         let switch = parts.extensions.remove::<OnUpgrade>();
         let attempt = parts.extensions.get().map(Execution::attempt);
+        let keep = attempt.is_some() && parts.extensions.get() == Some(&Unknown::Keep);
         let rules = &self.rules;
         rules
             .request(parts, client.ip(), attempt)
@@ -169,7 +178,7 @@ impl Upstream {
             let upstream = hyper::upgrade::on(&mut answer);
             tokio::spawn(tunnel(switch, upstream, place));
         }
-        Ok(answer)
+        Ok(answer.map(|body| Arriving::new(body, keep)))
     }
 
     /// Path and query as they came, at the upstream.
@@ -339,6 +348,63 @@ impl Body for Sending {
 
     fn is_end_stream(&self) -> bool {
         self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// The upstream's answer on its way.
+///
+/// To the layer an answer that breaks off has failed, and its key is free for a retry. Where that is
+/// not to be ([`Unknown::Keep`]), the break is held back until the layer has waited long enough: then
+/// the key is completed, and a retry is told that the answer cannot be given again.
+pub(crate) struct Arriving {
+    body: Incoming,
+    /// Until when; none where it is not held back.
+    hold: Option<Instant>,
+    broken: Option<(hyper::Error, Pin<Box<Sleep>>)>,
+}
+
+impl Arriving {
+    fn new(body: Incoming, keep: bool) -> Self {
+        // The layer begins to wait a little later than now.
+        const AFTER: Duration = Duration::from_secs(1);
+        Self {
+            body,
+            hold: keep.then(|| Instant::now() + ANSWER_TIMEOUT + AFTER),
+            broken: None,
+        }
+    }
+}
+
+impl Body for Arriving {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        if self.broken.is_none() {
+            let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+            match (frame, self.hold) {
+                (Some(Err(error)), Some(until)) => {
+                    self.broken = Some((error, Box::pin(sleep_until(until))));
+                }
+                (frame, _) => return Poll::Ready(frame),
+            }
+        }
+        if let Some((_, held)) = &mut self.broken {
+            ready!(held.as_mut().poll(cx));
+        }
+        self.hold = None;
+        Poll::Ready(self.broken.take().map(|(error, _)| Err(error)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.broken.is_none() && self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {

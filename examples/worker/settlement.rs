@@ -4,6 +4,10 @@
 //! Its key is the day that it is for, not the day of the clock: a run that was late, or began before
 //! midnight, is the same job. One that died is taken over where it was: by a scheduler that waits for
 //! it, or by the next to start it.
+//!
+//! The key keeps one day's job from being done twice. It does not keep the jobs of two days apart: at
+//! the same time, both would find the same balances, and pay them out. Start them one after another,
+//! or let each find only what its own day brought in.
 
 use std::{fmt, time::Duration};
 

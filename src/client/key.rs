@@ -41,8 +41,8 @@ use crate::{
 ///
 /// # Cancellation
 ///
-/// A call that is dropped gives its purpose back. Whether the server has got it is not known, as with
-/// any client; the same operation tried again has the same key.
+/// A call that is dropped gives the [`Purpose`] back that it was given. Whether the server has got it
+/// is not known, as with any client; the same operation tried again has the same key.
 #[derive(Clone)]
 #[must_use]
 pub struct SetIdempotencyKeyLayer(Arc<Options>);
@@ -283,13 +283,20 @@ impl Options {
         }
         let execution = parts.extensions.get::<Execution>().cloned();
         if let Some(execution) = execution.or_else(Execution::current) {
+            let named = parts.extensions.get::<Purpose>().is_some();
             let purpose = Purpose::of(parts);
             let used = match execution.use_purpose(purpose.as_str()) {
                 Ok(used) => used,
                 Err(PurposeRefused::Taken) => return Err(SetKeyError::PurposeTaken(purpose)),
                 Err(PurposeRefused::Full) => return Err(SetKeyError::TooManyPurposes),
             };
-            return Ok((IdempotencyKey::new(used.key())?, Some(used)));
+            let key = IdempotencyKey::new(used.key())?;
+            if !named {
+                // Another call to the endpoint need not be another try of this one.
+                used.spend();
+                return Ok((key, None));
+            }
+            return Ok((key, Some(used)));
         }
         if self.execution_required {
             return Err(SetKeyError::NoExecution);

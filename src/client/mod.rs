@@ -165,13 +165,15 @@
 //!
 //! - while the first one is under way;
 //! - once the first one was answered with a status below 400 (and, over gRPC, without an error in the
-//!   head of the answer).
+//!   head of the answer);
+//! - in any case where it was made of method and URI: another call to the endpoint need not be another
+//!   try of the first one.
 //!
-//! A call that was answered with an error, that failed, or whose future was dropped gives its purpose
-//! back: a handler may then try again, by a loop of its own, and the try has the same key. One that
-//! needs the answer of a done call again (the connection broke within its body, say) gives the request
-//! the key itself, as a header or an [`IdempotencyKey`](crate::IdempotencyKey) among its extensions,
-//! with `execution.derive("deposit")`. Nothing is refused then.
+//! A call with a `Purpose` that was answered with an error, that failed, or whose future was dropped
+//! gives that back: a handler may then try again, by a loop of its own, and the try has the same key. One
+//! that needs the answer of a done call again (the connection broke within its body, say) gives the
+//! request the key itself, as a header or an [`IdempotencyKey`](crate::IdempotencyKey) among its
+//! extensions, with `execution.derive("deposit")`. Nothing is refused then.
 //!
 //! # Other layers
 //!

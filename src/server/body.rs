@@ -298,13 +298,13 @@ impl ReadError {
     /// the body to tell that from one that broke off.
     fn from_body<E: 'static>(error: E) -> Self {
         let error: &dyn Any = &error;
-        let known: Option<&(dyn Error + 'static)> = match error.downcast_ref::<BoxError>() {
-            Some(error) => Some(&**error),
-            #[cfg(feature = "axum")]
-            None => error.downcast_ref::<axum::Error>().map(|error| error as _),
-            #[cfg(not(feature = "axum"))]
-            None => None,
-        };
+        let known: Option<&(dyn Error + 'static)> =
+            error.downcast_ref::<BoxError>().map(|error| &**error as _);
+        #[cfg(feature = "axum")]
+        let known = known.or_else(|| Some(error.downcast_ref::<axum::Error>()? as _));
+        // Of a service that a tonic server routes to.
+        #[cfg(feature = "grpc")]
+        let known = known.or_else(|| Some(error.downcast_ref::<tonic::Status>()? as _));
         let mut causes = successors(known, |error| (**error).source());
         match causes.any(|error| error.is::<LengthLimitError>()) {
             true => Self::TooLarge,

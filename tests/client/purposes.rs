@@ -66,7 +66,7 @@ async fn s25_two_calls_of_an_attempt_do_not_share_a_key() {
     assert_eq!(network.count(), 5);
 }
 
-/// S26: a handler's own loop of tries has one key: what failed gives its purpose back.
+/// S26: a handler's own loop of tries has one key: what failed gives its name back.
 #[tokio::test]
 async fn s25_s26_a_call_that_failed_can_be_tried_again() {
     for (reply, is_done) in [
@@ -87,11 +87,11 @@ async fn s25_s26_a_call_that_failed_can_be_tried_again() {
         network.next([reply]);
         let client = network.client();
         let status = operation(&layer(MemoryStore::new()), "k", async move |_| {
-            let _ = send(&client, charge()).await;
-            match send(&client, charge()).await {
+            let _ = send(&client, charge_for("deposit")).await;
+            match send(&client, charge_for("deposit")).await {
                 Ok(status) => status,
                 error => {
-                    assert_eq!(refused(error), taken(CHARGE), "{reply:?}");
+                    assert_eq!(refused(error), taken("deposit"), "{reply:?}");
                     202
                 }
             }
@@ -111,15 +111,47 @@ async fn s25_a_dropped_call_gives_its_purpose_back() {
     network.next([Reply::Never]);
     let client = network.client();
     let status = operation(&layer(MemoryStore::new()), "k", async move |_| {
-        let mut hanging = Box::pin(send(&client, charge()));
+        let mut hanging = Box::pin(send(&client, charge_for("deposit")));
         assert!(poll!(&mut hanging).is_pending());
-        assert_eq!(refused(send(&client, charge()).await), taken(CHARGE));
+        assert_eq!(
+            refused(send(&client, charge_for("deposit")).await),
+            taken("deposit")
+        );
         drop(hanging);
-        send(&client, charge()).await.unwrap()
+        send(&client, charge_for("deposit")).await.unwrap()
     });
     assert_eq!(status.await, 201);
     let keys = network.keys();
     assert_eq!((keys.len(), &keys[0]), (2, &keys[1]));
+}
+
+/// S25: without a name nobody can tell a second try from another call, which the service would take
+/// for the first one: it is refused, whatever became of the first.
+#[tokio::test]
+async fn s25_a_second_call_to_an_endpoint_needs_a_name_after_a_failure_too() {
+    for reply in [
+        Reply::Status(400),
+        Reply::Status(503),
+        Reply::Lost,
+        Reply::Never,
+    ] {
+        let network = Network::default();
+        network.next([reply]);
+        let client = network.client();
+        let status = operation(&layer(MemoryStore::new()), "k", async move |_| {
+            let mut first = Box::pin(send(&client, charge()));
+            let _ = poll!(&mut first);
+            drop(first);
+            assert_eq!(
+                refused(send(&client, charge()).await),
+                taken(CHARGE),
+                "{reply:?}"
+            );
+            send(&client, charge_for("another")).await.unwrap()
+        });
+        assert_eq!(status.await, 201);
+        assert_eq!(network.count(), 2);
+    }
 }
 
 /// S25: one who knows that it is the same call gives it the key, and is not asked.

@@ -257,6 +257,39 @@ async fn u03_an_answer_cut_in_its_middle_is_not_recorded() {
     }
 }
 
+/// S04, P2: where nothing is to be sent twice, a broken answer is no reason to.
+#[tokio::test]
+async fn s04_p2_an_answer_cut_in_its_middle_is_kept_where_told() {
+    let seen = Seen::default();
+    let upstream = Upstream::start({
+        let seen = seen.clone();
+        move |request: Request<Incoming>| {
+            seen.note(request.headers());
+            async {
+                let (words, body) = channel();
+                tokio::spawn(async move {
+                    let _ = words.send(Ok(Frame::data("pa".into()))).await;
+                    let _ = words.send(Err("it dies".into())).await;
+                });
+                let answer = Response::builder().header("content-length", "4");
+                Ok(answer.body(body).unwrap())
+            }
+        }
+    })
+    .await;
+    let gateway = Gateway::start(upstream.addr, &["--unknown", "keep"]);
+    let mut client = Client::connect(gateway.addr, false).await;
+    let answer = soon("an answer", client.send(post("k", ""))).await;
+    let body = soon("a body", answer.expect("a head").into_body().collect()).await;
+    assert!(body.is_err(), "{body:?}");
+    let again = send(gateway.addr, false, post("k", "")).await;
+    assert_eq!(
+        (told(&again), &problem(&again)[..]),
+        ((409, false), "not_replayable")
+    );
+    assert_eq!(seen.count(), 1);
+}
+
 /// The upstream's time runs while it has something to do, not while its client sends slowly.
 #[tokio::test]
 async fn a_slow_client_is_not_the_services_fault() {

@@ -1,6 +1,7 @@
 //! Heads on the wire, both ways. The rules by themselves are in `rules`.
 
 use http::{Method, Response};
+use tokio::net::TcpListener;
 
 use crate::support::{
     Gateway, Raw, Seen, Upstream, created, empty, full, post, request, send, told,
@@ -147,6 +148,12 @@ async fn what_is_not_for_it_is_refused() {
             "OPTIONS / HTTP/1.1\r\nhost: a\r\nmax-forwards: 0\r\n\r\n",
             "204",
         ),
+        ("POST bank.example:443 HTTP/1.1\r\nhost: a\r\n\r\n", "400"),
+        (
+            "POST / HTTP/1.1\r\nhost: a\r\nidempotency-key: k\r\n\
+             transfer-encoding: gzip, chunked\r\n\r\n2\r\nhi\r\n0\r\n\r\n",
+            "501",
+        ),
         // Two lengths, or a length and chunks: nobody is to read them differently.
         (
             "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\nab",
@@ -192,4 +199,31 @@ async fn no_request_can_hide_in_another() {
     let both = seen.lines("content-length").len() + seen.lines("transfer-encoding").len();
     assert!(seen.count() == 1 || both <= 1, "{seen:?}");
     assert_eq!(client.take(2).await, b"hi");
+}
+
+/// In an answer, too, chunks win over a length that contradicts them, fresh and replayed.
+#[tokio::test]
+async fn no_answer_can_hide_in_another() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let upstream = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        loop {
+            let mut connection = Raw(listener.accept().await.unwrap().0);
+            connection.head().await;
+            connection
+                .send(
+                    "HTTP/1.1 200 OK\r\ncontent-length: 2\r\ntransfer-encoding: chunked\r\n\
+                     connection: close\r\n\r\n6\r\nabcdef\r\n0\r\n\r\n",
+                )
+                .await;
+        }
+    });
+    let gateway = Gateway::start(upstream, &[]);
+    for key in [&[("idempotency-key", "k")][..], &[]] {
+        for _ in 0..2 {
+            let request = request(Method::POST, "/", key, empty());
+            let answer = send(gateway.addr, false, request).await;
+            assert_eq!(answer.body(), "abcdef", "{:?}", answer.headers());
+        }
+    }
 }

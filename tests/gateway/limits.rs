@@ -156,6 +156,45 @@ async fn p9_slow_and_silent_clients() {
     }
 }
 
+/// P9: a client that does not take its answer does not keep its place; one that takes it slowly does.
+#[tokio::test]
+async fn p9_who_takes_nothing_leaves() {
+    let upstream = Upstream::start(async |_| {
+        let (words, body) = channel();
+        tokio::spawn(async move {
+            while words
+                .send(Ok(Frame::data(vec![0; 65536].into())))
+                .await
+                .is_ok()
+            {}
+        });
+        Ok(Response::new(body))
+    })
+    .await;
+    let flags = ["--idle-timeout", "400ms", "--max-connections", "1"];
+    let gateway = Gateway::start(upstream.addr, &flags);
+    let get = || request(Method::GET, "/", &[], empty());
+
+    let mut slow = Client::connect(gateway.addr, false).await;
+    let answer = soon("an answer", slow.send(get())).await.unwrap();
+    let mut body = answer.into_body();
+    for _ in 0..4 {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        for _ in 0..400 {
+            soon("more", body.frame()).await.unwrap().unwrap();
+        }
+    }
+    drop((slow, body));
+
+    for http2 in [false, true, false] {
+        let mut greedy = Client::connect(gateway.addr, http2).await;
+        let answer = soon("an answer", greedy.send(get())).await.unwrap();
+        let mut next = Client::connect(gateway.addr, false).await;
+        soon("a place", next.send(get())).await.unwrap();
+        drop((greedy, answer));
+    }
+}
+
 /// A connection is not idle while an answer is made or sent, however long that takes: the next request
 /// goes over it as well.
 #[tokio::test]

@@ -257,6 +257,51 @@ fn nobody_else_counts_attempts() {
     assert!(lines(&parts, "idempotency-attempt").is_empty());
 }
 
+/// To a server that makes `HTTP_…` of names, `_` and `-` are one: what a proxy says has no double, and
+/// what a client says for itself may be called as it likes.
+#[test]
+fn nobody_else_says_it_with_underscores() {
+    let doubles = [
+        "idempotency_attempt",
+        "x_forwarded_for",
+        "x-forwarded_for",
+        "content_length",
+        "transfer_encoding",
+    ];
+    for trust_forwarded in [false, true] {
+        let lines: Vec<_> = doubles.iter().map(|name| (*name, "1")).collect();
+        let mut parts = get(&lines);
+        let own = HeaderValue::from_static("2");
+        parts.headers.insert("x_request_id", own);
+        let rules = Rules {
+            trust_forwarded,
+            ..rules()
+        };
+        apply(&rules, &mut parts, CLIENT).unwrap();
+        for name in doubles {
+            assert!(super::rules::lines(&parts, name).is_empty(), "{name}");
+        }
+        assert_eq!(super::rules::lines(&parts, "x_request_id"), ["2"]);
+    }
+}
+
+/// RFC 9112, 6.1: a coding that is not undone here would be lost.
+#[test]
+fn chunks_and_no_other_coding() {
+    for (lines, goes) in [
+        (&["chunked"][..], Ok(())),
+        (&["Chunked"], Ok(())),
+        (&["gzip, chunked"], Err(Unfit::Coding)),
+        (&["gzip", "chunked"], Err(Unfit::Coding)),
+    ] {
+        let lines: Vec<_> = lines
+            .iter()
+            .map(|line| ("transfer-encoding", *line))
+            .collect();
+        assert_eq!(apply(&rules(), &mut get(&lines), CLIENT), goes, "{lines:?}");
+    }
+}
+
 /// A tunnel to wherever the client wants is not this gateway's to give.
 #[test]
 fn no_tunnels() {

@@ -88,6 +88,8 @@ fn a_wrong_value_is_told_with_its_option() {
         ("takeover", "run", "is retry or refuse"),
         ("takeover", "refuze", "did you mean `refuse`?"),
         ("unknown", "Keep", "did you mean `keep`?"),
+        ("refusals", "json", "is problem or stripe"),
+        ("refusals", "Stripe", "did you mean `stripe`?"),
     ] {
         let flag = format!("--{option}={value}");
         let mut args = vec![&*flag, "--single-tenant"];

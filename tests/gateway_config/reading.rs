@@ -6,7 +6,7 @@ use http::{HeaderName, Method};
 use tempfile::TempDir;
 
 use crate::config::{
-    Config, Conflict, Ended, Key, ScopeBy, Takeover, Unknown,
+    Config, Conflict, Ended, Key, Refusals, ScopeBy, Takeover, Unknown,
     options::{Kind, OPTIONS, Part},
 };
 
@@ -63,6 +63,7 @@ fn the_command_line_makes_one_route() {
     assert_eq!(route.on_conflict, Conflict::Reject);
     assert_eq!(route.takeover, Takeover::Retry);
     assert_eq!(route.unknown, Unknown::Retry);
+    assert_eq!(route.refusals, Refusals::Problem);
     assert_eq!(route.body_limit, 1024 * 1024);
     assert!(!route.required);
 }
@@ -94,6 +95,7 @@ fn every_flag_is_read() {
         "--on-conflict=wait:9s",
         "--takeover=refuse",
         "--unknown=keep",
+        "--refusals=stripe",
         "--body-limit=10",
     ])
     .unwrap();
@@ -124,6 +126,7 @@ fn every_flag_is_read() {
     assert_eq!(route.on_conflict, Conflict::Wait(seconds(9)));
     assert_eq!(route.takeover, Takeover::Refuse);
     assert_eq!(route.unknown, Unknown::Keep);
+    assert_eq!(route.refusals, Refusals::Stripe);
     assert_eq!(route.body_limit, 10);
 }
 

@@ -14,14 +14,14 @@ use std::{
 
 use bytes::Bytes;
 use futures::{FutureExt as _, poll};
-use http::{HeaderName, Method, Request, Response, StatusCode};
+use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Full};
 use tokio::sync::Semaphore;
 use tower::{Service, ServiceExt as _, service_fn};
 use tower_idempotency::{MemoryStore, RequestBody};
 
 use crate::{
-    config::{Config, Conflict, Key, PathPattern, Route, ScopeBy, Takeover, Unknown},
+    config::{Config, Conflict, Key, PathPattern, Refusals, Route, ScopeBy, Takeover, Unknown},
     outcome::{NotSent, OutcomeUnknown},
     routes::Routes,
 };
@@ -58,6 +58,7 @@ fn route(path: &str) -> Route {
         body_limit: 1024,
         takeover: Takeover::Retry,
         unknown: Unknown::Retry,
+        refusals: Refusals::Problem,
         lease: Duration::from_secs(30),
     }
 }
@@ -66,6 +67,8 @@ fn route(path: &str) -> Route {
 #[derive(Clone, Copy)]
 enum Does {
     Answer(u16),
+    /// With a status of gRPC in the head.
+    Grpc(&'static str),
     /// The gateway's own answers.
     NotSent,
     OutcomeUnknown,
@@ -104,6 +107,13 @@ impl Gateway {
                 let (status, extensions) = (502, response.extensions_mut());
                 let status = match does {
                     Does::Answer(status) => status,
+                    Does::Grpc(code) => {
+                        let headers = response.headers_mut();
+                        let content_type = HeaderValue::from_static("application/grpc");
+                        headers.insert("content-type", content_type);
+                        headers.insert("grpc-status", HeaderValue::from_static(code));
+                        200
+                    }
                     Does::NotSent => extensions.insert(NotSent).map_or(status, |_| status),
                     Does::OutcomeUnknown => {
                         extensions.insert(OutcomeUnknown).map_or(status, |_| status)
@@ -261,6 +271,19 @@ async fn no_spelling_leads_past_a_route() {
     }
 }
 
+/// Nor does a spelling of the method, which some servers read in capitals.
+#[tokio::test]
+async fn no_spelling_of_a_method_leads_past_a_route() {
+    let gateway = Gateway::new(vec![route("/pay")]);
+    for method in ["post", "Patch"] {
+        let (status, _, body) = gateway.send(keyless(method, "/pay")).await;
+        assert_eq!(status, 400, "{method}");
+        assert!(body.contains("method-ambiguous"), "{body}");
+        assert_eq!(gateway.status(keyless(method, "/else")).await, 201);
+    }
+    assert_eq!(gateway.calls(), 2);
+}
+
 /// A route for everything leaves no spelling open, and refuses none.
 #[tokio::test]
 async fn a_route_for_everything_takes_every_spelling() {
@@ -331,10 +354,13 @@ async fn s22_u04_the_outcome_decides_about_the_key() {
         (Unknown::Retry, Does::OutcomeUnknown, RUNS, 422),
         (Unknown::Retry, Does::Answer(502), RUNS, 422),
         (Unknown::Retry, Does::Answer(408), RUNS, 422),
+        (Unknown::Retry, Does::Grpc("14"), RUNS, 422),
         // Recorded.
         (Unknown::Keep, Does::OutcomeUnknown, !RUNS, 422),
         (Unknown::Keep, Does::Answer(502), !RUNS, 422),
         (Unknown::Keep, Does::Answer(408), !RUNS, 422),
+        (Unknown::Keep, Does::Grpc("14"), !RUNS, 422),
+        (Unknown::Retry, Does::Grpc("0"), !RUNS, 422),
         (Unknown::Retry, Does::Answer(201), !RUNS, 422),
     ] {
         let mut kept = route("/*");
@@ -432,4 +458,34 @@ async fn u36_u21_routes_share_a_limit_and_drain_together() {
         assert_eq!(first.await.unwrap().unwrap().status(), 200);
         drained.await;
     }
+}
+
+/// A route may refuse as Stripe does, and then says whether to try again.
+#[tokio::test]
+async fn refusals_have_the_form_of_their_route() {
+    let mut as_stripe = route("/v1/*");
+    as_stripe.refusals = Refusals::Stripe;
+    let gateway = Gateway::new(vec![as_stripe, route("/v2/*")]);
+    let refused = async |path: &str, key: &[(&str, &str)], payload: &str| {
+        let request = request("POST", path, key, payload);
+        let (status, _, body) = gateway.send(request).await;
+        let body: serde_json::Value = serde_json::from_str(&body).unwrap();
+        (status, body["error"].clone())
+    };
+    let key = [("idempotency-key", "k")];
+    for path in ["/v1/pay", "/v2/pay"] {
+        let first = gateway.send(request("POST", path, &key, "a")).await;
+        assert_eq!(first.0, 201);
+    }
+    let (status, error) = refused("/v1/pay", &key, "b").await;
+    assert_eq!((status, &error["type"]), (400, &"idempotency_error".into()));
+    assert_eq!(error["code"], "mismatch");
+    let (status, error) = refused("/v1/pay", &[], "b").await;
+    assert_eq!(
+        (status, &error["type"]),
+        (400, &"invalid_request_error".into())
+    );
+    assert_eq!(error["code"], "key_missing");
+    let (status, error) = refused("/v2/pay", &key, "b").await;
+    assert_eq!((status, error), (422, "mismatch".into()));
 }

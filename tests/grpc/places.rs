@@ -15,6 +15,7 @@ use tonic::{
     service::{InterceptorLayer, Routes, interceptor::InterceptedService},
 };
 use tower::{Layer as _, ServiceBuilder, layer::util::Identity, limit::ConcurrencyLimitLayer};
+use tower_http::limit::RequestBodyLimitLayer;
 use tower_idempotency::{
     Execution, Idempotency, IdempotencyLayer, KeySource, MemoryStore, Outcome, Scope,
 };
@@ -68,6 +69,32 @@ async fn p10_a_single_service_goes_under_the_layer() {
     client.list(ListRequest {}).await.unwrap();
     let status = client.pay(euros(7)).await.unwrap_err();
     assert_eq!(status.code(), Code::InvalidArgument);
+}
+
+/// U16: a body that is over the limit of a layer further out is too large, wherever this layer
+/// stands, and not one that broke off.
+#[tokio::test]
+async fn u16_a_limit_outside_is_told_from_a_body_that_breaks_off() {
+    let exactly = 5 + euros(7).encoded_len();
+    for (limit, passes) in [(exactly, true), (exactly - 1, false)] {
+        let limited = RequestBodyLimitLayer::new(limit);
+        let (till, count) = counting();
+        let within = Routes::new(layer().layer(till.clone().server()));
+        let single = Server::start(limited, within).await;
+        let stack = ServiceBuilder::new().layer(limited).layer(layer());
+        let around = Server::start(stack, Routes::new(till.server())).await;
+        for server in [single, around] {
+            let answer = server.client().await.pay(keyed("a", euros(7))).await;
+            match passes {
+                true => assert!(answer.is_ok()),
+                false => {
+                    let status = answer.unwrap_err();
+                    assert_eq!(status.code(), Code::ResourceExhausted, "{status}");
+                }
+            }
+        }
+        assert_eq!(count.load(Ordering::SeqCst), 2 * u32::from(passes));
+    }
 }
 
 /// A method that is not there frees its key.

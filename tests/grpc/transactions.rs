@@ -151,6 +151,15 @@ async fn p7_a_commit_that_fails_is_a_status() {
         assert_eq!(rows.rows(), vec!["attempt 2"; n + 1]);
     }
 
+    // Committed, though nobody heard so: the handler's error is not what its caller gets.
+    rows.next(Op::Commit, Fault::AnswerLost);
+    for replayed in [false, true] {
+        let paid = client.pay(keyed("unheard", euros(7))).await.unwrap();
+        let attempt = paid.get_ref().attempt;
+        assert_eq!((attempt, is_replay(&paid)), (1, replayed));
+    }
+    assert_eq!(rows.rows(), ["attempt 2", "attempt 2", "attempt 1"]);
+
     // One that is too large to be recorded.
     let small = layer.response_limit(50);
     let server = Server::start(small, Routes::new(service)).await;
@@ -159,7 +168,7 @@ async fn p7_a_commit_that_fails_is_a_status() {
     assert_eq!((status.code(), status.message()), {
         (Code::Internal, "the answer cannot be recorded")
     });
-    assert_eq!(rows.rows().len(), 2);
+    assert_eq!(rows.rows().len(), 3);
 }
 
 #[test]

@@ -17,8 +17,8 @@ pub(crate) fn gateway(upstream: SocketAddr, caller: &str, flags: &[&str]) -> Exa
     Example::start(example("gateway").args(all))
 }
 
-/// One that is told by a file where each library puts its keys.
-pub(crate) fn for_both(upstream: SocketAddr) -> Example {
+/// One that is told by a file where each library puts its keys, and `v1` of the first one's route.
+pub(crate) fn for_both(upstream: SocketAddr, v1: &str) -> Example {
     let told = format!(
         r#"
         listen = "127.0.0.1:0"
@@ -29,6 +29,7 @@ pub(crate) fn for_both(upstream: SocketAddr) -> Example {
         key-header = "idempotency-key"
         require-key = true
         scope-header = "authorization"
+        {v1}
 
         [[route]]
         path = "/v2/payments"
@@ -59,7 +60,7 @@ async fn u32_stripe_makes_its_keys() {
 #[tokio::test]
 async fn u32_s01_stripe_and_square_with_keys_of_the_application() {
     let (upstream, server) = served(|app| app).await;
-    let gateway = for_both(server.address());
+    let gateway = for_both(server.address(), "");
     let keys = Keys::OfTheApplication;
     let what = "the application's keys, one gateway for both";
     let to = [gateway.address()];

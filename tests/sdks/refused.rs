@@ -62,15 +62,21 @@ async fn s07_stripe_raises_an_error() {
     assert_eq!(refused.error.as_deref(), Some("AttributeError"));
 }
 
-/// S07, I09, U32: so it is through the gateway.
+/// S07, I09, U32: through the gateway, too, where it is told how Stripe's reads them.
 #[tokio::test]
-async fn s07_the_libraries_raise_errors_through_the_gateway() {
-    for (library, error, status) in [
-        (Library::Stripe, "AttributeError", None),
-        (Library::Square, "ApiError", Some(422)),
+async fn s07_the_libraries_raise_their_errors_through_the_gateway() {
+    for (library, v1, error, status) in [
+        (
+            Library::Stripe,
+            "refusals = \"stripe\"",
+            "IdempotencyError",
+            Some(400),
+        ),
+        (Library::Stripe, "", "AttributeError", None),
+        (Library::Square, "", "ApiError", Some(422)),
     ] {
         let (upstream, server) = served(|app| app).await;
-        let gateway = for_both(server.address());
+        let gateway = for_both(server.address(), v1);
         let refused = mismatch_at(library, &upstream, gateway.address()).await;
         assert_eq!(refused.error.as_deref(), Some(error));
         assert_eq!(refused.status, status);

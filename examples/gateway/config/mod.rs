@@ -143,6 +143,7 @@ pub(crate) struct Route {
     pub(crate) body_limit: usize,
     pub(crate) takeover: Takeover,
     pub(crate) unknown: Unknown,
+    pub(crate) refusals: Refusals,
     pub(crate) lease: Duration,
 }
 
@@ -182,4 +183,14 @@ pub(crate) enum Unknown {
     Retry,
     /// The failure is recorded, and replayed: at most once.
     Keep,
+}
+
+/// The form of what the gateway itself answers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Refusals {
+    /// Problem documents (RFC 9457).
+    #[default]
+    Problem,
+    /// Errors as Stripe's API has them, and its libraries read them.
+    Stripe,
 }

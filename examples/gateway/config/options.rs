@@ -78,7 +78,7 @@ pub(crate) const OPTIONS: &[Opt] = &[
     switch(
         Gateway,
         "upstream-http2",
-        "Speak HTTP/2 with the service, without asking it first: for gRPC.",
+        "Speak HTTP/2 with the service, without asking it first: for gRPC, with the feature grpc.",
     ),
     opt(
         Gateway,
@@ -239,6 +239,14 @@ pub(crate) const OPTIONS: &[Opt] = &[
         Some("retry"),
         "What becomes of a key where it is not known what the service did (502, 504, and each 5xx \
          and 408 of its own): a retry is sent once more, or gets the same failure again.",
+    ),
+    opt(
+        Route,
+        "refusals",
+        "problem|stripe",
+        Some("problem"),
+        "The form of what the gateway itself answers: problem documents (RFC 9457), or errors as \
+         Stripe's API has them, for its libraries.",
     ),
     opt(
         Route,

@@ -231,6 +231,7 @@ fn route(reader: &mut Reader<'_>, demo: bool, buffer_limit: usize) -> Route {
         body_limit,
         takeover: reader.get("takeover", values::takeover),
         unknown: reader.get("unknown", values::unknown),
+        refusals: reader.get("refusals", values::refusals),
         lease,
     }
 }

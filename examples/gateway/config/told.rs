@@ -6,7 +6,7 @@ use bytesize::ByteSize;
 use http::Method;
 use humantime::format_duration as time;
 
-use super::{Config, Conflict, Key, Route, ScopeBy, Takeover, Unknown};
+use super::{Config, Conflict, Key, Refusals, Route, ScopeBy, Takeover, Unknown};
 
 /// No secrets: a store is named by its kind alone.
 impl fmt::Display for Config {
@@ -150,6 +150,10 @@ impl fmt::Display for Route {
         match self.unknown {
             Unknown::Retry => writeln!(f, "   outcome unknown: a retry is sent once more")?,
             Unknown::Keep => writeln!(f, "   outcome unknown: a retry gets the same failure")?,
+        }
+        match self.refusals {
+            Refusals::Problem => writeln!(f, "   refusals: problem documents")?,
+            Refusals::Stripe => writeln!(f, "   refusals: errors as Stripe has them")?,
         }
         write!(f, "   bodies with a key: up to {}", bytes(self.body_limit))
     }

@@ -5,7 +5,7 @@ use std::{net::SocketAddr, time::Duration};
 use bytesize::ByteSize;
 use http::{HeaderName, Method, Uri, uri::Scheme};
 
-use super::{Conflict, PathPattern, Takeover, Unknown, mistakes::similar};
+use super::{Conflict, PathPattern, Refusals, Takeover, Unknown, mistakes::similar};
 
 type Parsed<T> = Result<T, String>;
 
@@ -236,6 +236,17 @@ pub(super) fn unknown(text: &str) -> Parsed<Unknown> {
         _ => Err(format!(
             "is retry or keep{}",
             similar(text, ["retry", "keep"].into_iter())
+        )),
+    }
+}
+
+pub(super) fn refusals(text: &str) -> Parsed<Refusals> {
+    match text {
+        "problem" => Ok(Refusals::Problem),
+        "stripe" => Ok(Refusals::Stripe),
+        _ => Err(format!(
+            "is problem or stripe{}",
+            similar(text, ["problem", "stripe"].into_iter())
         )),
     }
 }
