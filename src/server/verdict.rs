@@ -1,6 +1,6 @@
 //! What a handler's answer says about its operation: the [`Verdict`], and the presets that judge.
 
-use http::{HeaderMap, StatusCode, response::Parts};
+use http::{HeaderMap, StatusCode, header, response::Parts};
 
 #[cfg(feature = "grpc")]
 use super::grpc;
@@ -57,7 +57,12 @@ pub fn by_status(parts: &Parts, trailers: Option<&HeaderMap>) -> Verdict {
     }
 }
 
+/// Of gRPC-Web too, where the status is in a head or in trailers.
 fn is_grpc_error(parts: &Parts, trailers: Option<&HeaderMap>) -> bool {
+    let kind = parts.headers.get(header::CONTENT_TYPE);
+    if !kind.is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc")) {
+        return false;
+    }
     let said = |headers: &HeaderMap| headers.get("grpc-status").map(|code| code != "0");
     let said = trailers.and_then(said).or_else(|| said(&parts.headers));
     said.unwrap_or(false)
