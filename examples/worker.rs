@@ -22,6 +22,8 @@ mod process;
 mod scene;
 #[path = "worker/settlement.rs"]
 mod settlement;
+#[path = "payments/signals.rs"]
+mod signals;
 #[path = "worker/stop.rs"]
 mod stop;
 

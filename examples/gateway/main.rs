@@ -16,6 +16,8 @@ mod outcome;
 mod problem;
 mod routes;
 mod serve;
+#[path = "../payments/signals.rs"]
+mod signals;
 #[path = "../payments/store.rs"]
 #[allow(dead_code, reason = "only records are kept in it")]
 mod store;
@@ -35,7 +37,7 @@ use http::{
 };
 use tokio::{net::TcpListener, time::timeout};
 
-use crate::{config::Config, routes::Routes, serve::Gateway, upstream::Upstream};
+use crate::{config::Config, routes::Routes, serve::Gateway, signals::Signals, upstream::Upstream};
 
 /// The greatest head of a message, in bytes.
 const HEAD_LIMIT: u32 = 64 * 1024;
@@ -109,42 +111,6 @@ fn at(addr: SocketAddr) -> Result<Uri, String> {
     let uri = uri.authority(addr.to_string());
     let uri = uri.path_and_query(PathAndQuery::from_static("/")).build();
     uri.map_err(|error| error.to_string())
-}
-
-struct Signals {
-    #[cfg(unix)]
-    interrupt: tokio::signal::unix::Signal,
-    #[cfg(unix)]
-    terminate: tokio::signal::unix::Signal,
-}
-
-#[cfg(unix)]
-impl Signals {
-    fn listen() -> io::Result<Self> {
-        use tokio::signal::unix::{SignalKind, signal};
-        Ok(Self {
-            interrupt: signal(SignalKind::interrupt())?,
-            terminate: signal(SignalKind::terminate())?,
-        })
-    }
-
-    async fn next(&mut self) {
-        tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
-        }
-    }
-}
-
-#[cfg(not(unix))]
-impl Signals {
-    fn listen() -> io::Result<Self> {
-        Ok(Self {})
-    }
-
-    async fn next(&mut self) {
-        let _ = tokio::signal::ctrl_c().await;
-    }
 }
 
 /// Prints a line. Unlike `println!` it does not panic where nobody reads any more.

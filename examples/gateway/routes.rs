@@ -73,6 +73,7 @@ impl Routes {
     pub(crate) fn new(config: &Config, store: Arc<dyn Store>) -> Self {
         // Clones of one layer share its limits; each route sets what is its own.
         let shared = IdempotencyLayer::new(store, Scope::single_tenant())
+            .prefix(&*config.prefix)
             .buffer_limit(config.buffer_limit)
             .covers(|_| false);
         let rule = |route: &Route| Rule {

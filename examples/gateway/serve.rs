@@ -118,11 +118,13 @@ where
             let (service, activity) = (self.service.clone(), Arc::clone(&activity));
             let connection = connection.clone();
             move |mut request: Request<Incoming>| {
-                let running = Running::begin(&activity);
+                let mut running = Running::begin(&activity);
                 request.extensions_mut().insert(connection.clone());
                 let answer = service.clone().oneshot(request);
                 async move {
                     let answer = answer.await?;
+                    // Over HTTP/2 nobody asks for the body before its client wants some of it.
+                    running.offer(true);
                     Ok::<_, Infallible>(answer.map(|body| Answering { body, running }))
                 }
             }

@@ -9,6 +9,7 @@ mod app;
 mod client;
 mod demo;
 mod ledger;
+mod signals;
 mod store;
 mod transfers;
 
@@ -26,7 +27,7 @@ use clap::{Parser, ValueEnum};
 use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle, time::timeout};
 use tower_idempotency::{IdempotencyLayer, OnConflict, Store, Takeover};
 
-use crate::{ledger::Ledger, store::Opened};
+use crate::{ledger::Ledger, signals::Signals, store::Opened};
 
 const TEN_YEARS: u64 = 10 * 365 * 24 * 60 * 60;
 
@@ -174,42 +175,6 @@ async fn drain(server: JoinHandle<io::Result<()>>, idempotency: &IdempotencyLaye
     let _ = timeout(Duration::from_secs(120), server).await;
     // One call is enough: both layers of the app are clones of this one, and clones share it.
     idempotency.drain().await;
-}
-
-struct Signals {
-    #[cfg(unix)]
-    interrupt: tokio::signal::unix::Signal,
-    #[cfg(unix)]
-    terminate: tokio::signal::unix::Signal,
-}
-
-#[cfg(unix)]
-impl Signals {
-    fn listen() -> io::Result<Self> {
-        use tokio::signal::unix::{SignalKind, signal};
-        Ok(Self {
-            interrupt: signal(SignalKind::interrupt())?,
-            terminate: signal(SignalKind::terminate())?,
-        })
-    }
-
-    async fn next(&mut self) {
-        tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
-        }
-    }
-}
-
-#[cfg(not(unix))]
-impl Signals {
-    fn listen() -> io::Result<Self> {
-        Ok(Self {})
-    }
-
-    async fn next(&mut self) {
-        let _ = tokio::signal::ctrl_c().await;
-    }
 }
 
 /// Prints a line. Unlike `println!` it does not panic where nobody reads any more.

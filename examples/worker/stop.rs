@@ -4,6 +4,8 @@ use std::{io, process};
 
 use tokio::sync::watch;
 
+use crate::signals::Signals;
+
 /// Whether to stop. The first signal (Ctrl-C, or what a supervisor sends) asks for it; the second
 /// one ends the process where it stands, which is safe too: what was in hand is delivered again.
 #[derive(Clone)]
@@ -11,7 +13,7 @@ pub(crate) struct Stop(watch::Receiver<bool>);
 
 impl Stop {
     pub(crate) fn on_signal() -> io::Result<Self> {
-        let mut signals = Signals::new()?;
+        let mut signals = Signals::listen()?;
         let (asked, stop) = watch::channel(false);
         tokio::spawn(async move {
             signals.next().await;
@@ -30,43 +32,5 @@ impl Stop {
     pub(crate) async fn asked(&mut self) {
         // The sender lives as long as the process.
         let _ = self.0.wait_for(|asked| *asked).await;
-    }
-}
-
-#[cfg(unix)]
-struct Signals {
-    interrupt: tokio::signal::unix::Signal,
-    terminate: tokio::signal::unix::Signal,
-}
-
-#[cfg(unix)]
-impl Signals {
-    fn new() -> io::Result<Self> {
-        use tokio::signal::unix::{SignalKind, signal};
-        Ok(Self {
-            interrupt: signal(SignalKind::interrupt())?,
-            terminate: signal(SignalKind::terminate())?,
-        })
-    }
-
-    async fn next(&mut self) {
-        tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
-        }
-    }
-}
-
-#[cfg(not(unix))]
-struct Signals;
-
-#[cfg(not(unix))]
-impl Signals {
-    fn new() -> io::Result<Self> {
-        Ok(Self)
-    }
-
-    async fn next(&mut self) {
-        let _ = tokio::signal::ctrl_c().await;
     }
 }

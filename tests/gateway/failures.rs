@@ -257,6 +257,18 @@ async fn u03_an_answer_cut_in_its_middle_is_not_recorded() {
     }
 }
 
+/// I10: the gateway's own failures have the form of their route, too.
+#[tokio::test]
+async fn i10_failures_as_stripe_has_them() {
+    let gateway = Gateway::start(free_address(), &["--refusals", "stripe"]);
+    let failed = send(gateway.addr, false, post("k", "1 EUR")).await;
+    assert_eq!(told(&failed), (502, false));
+    assert_eq!(failed.headers()["content-type"], "application/json");
+    let said: serde_json::Value = serde_json::from_slice(failed.body()).unwrap();
+    assert_eq!(said["error"]["type"], "api_error");
+    assert_eq!(said["error"]["code"], "upstream_unreachable");
+}
+
 /// S04, P2: where nothing is to be sent twice, a broken answer is no reason to.
 #[tokio::test]
 async fn s04_p2_an_answer_cut_in_its_middle_is_kept_where_told() {

@@ -79,6 +79,8 @@ fn a_wrong_value_is_told_with_its_option() {
         ("methods", "PO ST", "no method"),
         ("key-header", "my key", "name of a header"),
         ("key-header", "connection", "a header of connections"),
+        ("key-header", "X-Forwarded-For", "of connections or proxies"),
+        ("prefix", "", "is a single word"),
         ("key-json", "idempotency_key", "begins with `/`"),
         ("key-json", "/a~2", "`~0`"),
         ("on-conflict", "wait", "as in wait:30s"),

@@ -42,6 +42,7 @@ fn the_command_line_makes_one_route() {
     assert_eq!(config.upstream, "http://127.0.0.1:4000/");
     assert_eq!(config.listen.to_string(), "127.0.0.1:3000");
     assert_eq!(config.store, "memory");
+    assert_eq!(config.prefix, "idem");
     assert!(!config.demo && !config.upstream_http2 && !config.trust_forwarded);
     assert_eq!(config.connect_timeout, Duration::from_secs(5));
     assert_eq!(config.upstream_timeout, Duration::from_secs(60));
@@ -77,6 +78,7 @@ fn every_flag_is_read() {
         "--trust-forwarded",
         "--addr=[::]:0",
         "--store=tiered:memory,memory",
+        "--prefix=pay",
         "--connect-timeout=1s",
         "--upstream-timeout=1m 1s",
         "--idle-timeout=3s",
@@ -104,6 +106,7 @@ fn every_flag_is_read() {
     assert!(!config.demo && config.upstream_http2 && config.trust_forwarded);
     assert_eq!(config.listen.to_string(), "[::]:0");
     assert_eq!(config.store, "tiered:memory,memory");
+    assert_eq!(config.prefix, "pay");
     assert_eq!(config.connect_timeout, seconds(1));
     assert_eq!(config.upstream_timeout, seconds(61));
     assert_eq!(config.idle_timeout, seconds(3));

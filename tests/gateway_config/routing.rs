@@ -32,6 +32,7 @@ fn config(routes: Vec<Route>) -> Config {
         listen: "127.0.0.1:0".parse().unwrap(),
         upstream: "http://127.0.0.1:1".parse().unwrap(),
         store: "memory".to_owned(),
+        prefix: "idem".to_owned(),
         upstream_http2: false,
         connect_timeout: Duration::from_secs(1),
         upstream_timeout: Duration::from_secs(1),
@@ -83,8 +84,12 @@ struct Gateway {
 
 impl Gateway {
     fn new(routes: Vec<Route>) -> Self {
+        Self::with(&config(routes), MemoryStore::new())
+    }
+
+    fn with(config: &Config, store: MemoryStore) -> Self {
         Self {
-            routes: Routes::new(&config(routes), Arc::new(MemoryStore::new())),
+            routes: Routes::new(config, Arc::new(store)),
             calls: Arc::default(),
             does: Does::Answer(201),
         }
@@ -488,4 +493,22 @@ async fn refusals_have_the_form_of_their_route() {
     assert_eq!(error["code"], "key_missing");
     let (status, error) = refused("/v2/pay", &key, "b").await;
     assert_eq!((status, error), (422, "mismatch".into()));
+}
+
+/// Gateways before different services may share a store: a prefix keeps their records apart.
+#[tokio::test]
+async fn a_prefix_keeps_services_apart() {
+    let store = MemoryStore::new();
+    let one = Gateway::with(&config(vec![route("/*")]), store.clone());
+    let prefix = "other".to_owned();
+    let other = Config {
+        prefix,
+        ..config(vec![route("/*")])
+    };
+    let other = Gateway::with(&other, store.clone());
+    let third = Gateway::with(&config(vec![route("/*")]), store);
+    for (gateway, replayed) in [(one, false), (other, false), (third, true)] {
+        let answer = gateway.send(post("/pay")).await;
+        assert_eq!((answer.0, answer.1), (201, replayed));
+    }
 }

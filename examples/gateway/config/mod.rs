@@ -39,6 +39,8 @@ pub(crate) struct Config {
     pub(crate) upstream: Uri,
     /// As `payments --store` takes it.
     pub(crate) store: String,
+    /// What the name of each record begins with.
+    pub(crate) prefix: String,
     /// HTTP/2 with prior knowledge, instead of HTTP/1.1.
     pub(crate) upstream_http2: bool,
     pub(crate) connect_timeout: Duration,

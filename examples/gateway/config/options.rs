@@ -90,6 +90,14 @@ pub(crate) const OPTIONS: &[Opt] = &[
     ),
     opt(
         Gateway,
+        "prefix",
+        "NAME",
+        Some("idem"),
+        "What the name of each record begins with. Gateways before different services that share a \
+         store need one each: otherwise they would give each other's answers.",
+    ),
+    opt(
+        Gateway,
         "connect-timeout",
         "TIME",
         Some("5s"),

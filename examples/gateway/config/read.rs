@@ -116,6 +116,7 @@ pub(super) fn config(
         // For a demo, and where it is wrong.
         upstream: upstream.unwrap_or(Uri::from_static("http://127.0.0.1:0")),
         store: reader.get("store", values::store),
+        prefix: reader.get("prefix", values::prefix),
         upstream_http2: reader.get("upstream-http2", values::switch),
         connect_timeout: reader.get("connect-timeout", values::time),
         upstream_timeout: reader.get("upstream-timeout", values::time),

@@ -62,6 +62,7 @@ impl fmt::Display for Config {
             f,
             "keeps records in: {store}; bodies in memory: up to {buffer_limit} at once"
         )?;
+        writeln!(f, "  their names begin with {}", self.prefix)?;
         if self.store == "memory" {
             writeln!(
                 f,

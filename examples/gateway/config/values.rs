@@ -140,6 +140,13 @@ pub(super) fn pseudonym(text: &str) -> Parsed<String> {
     }
 }
 
+pub(super) fn prefix(text: &str) -> Parsed<String> {
+    match !text.is_empty() && text.bytes().all(|b| b.is_ascii_graphic()) {
+        true => Ok(text.to_owned()),
+        false => Err("is a single word, as in payments".to_owned()),
+    }
+}
+
 pub(super) fn path(text: &str) -> Parsed<PathPattern> {
     PathPattern::parse(text).map_err(str::to_owned)
 }
@@ -149,20 +156,29 @@ pub(super) fn header(text: &str) -> Parsed<HeaderName> {
     let name = HeaderName::from_bytes(text.as_bytes()).map_err(|_| {
         "is the name of a header: letters, digits and hyphens, as in x-api-key".to_owned()
     })?;
-    // These belong to a connection or to the framing: no client says with them what it wants.
+    // These belong to a connection or to the framing, or are what proxies say, and everybody else can
+    // write: no client says with them what it wants.
     let of_connections = [
         "connection",
         "content-length",
+        "expect",
+        "forwarded",
+        "host",
+        "idempotency-attempt",
         "keep-alive",
         "proxy-connection",
         "te",
         "trailer",
         "transfer-encoding",
         "upgrade",
+        "via",
+        "x-forwarded-for",
+        "x-forwarded-host",
+        "x-forwarded-proto",
     ];
     match of_connections.contains(&name.as_str()) {
         true => Err(format!(
-            "is {name}, a header of connections and of no caller"
+            "is {name}, a header of connections or proxies and of no caller"
         )),
         false => Ok(name),
     }
