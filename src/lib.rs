@@ -41,6 +41,7 @@
 //! | What happened? | [`Outcome`], in the response's extensions |
 //! | Where are records kept? | [`Store`], [`MemoryStore`], [`RedisStore`], [`PostgresStore`], [`SqliteStore`], [`Tiered`] |
 //! | How may a record change? | [`machine`] |
+//! | How for gRPC? | the same layer, with the feature `grpc`: [`stacks`] has a tonic server |
 //! | How for a function, not HTTP? | [`function`] |
 //! | How for requests that go out? | [`client`] |
 //!
@@ -62,7 +63,8 @@
 //! - `sqlite`: [`SqliteStore`], records in an SQLite file, which several processes of one machine may
 //!   share.
 //! - `grpc`: gRPC calls are refused and judged by gRPC's own statuses; a service under the layer goes
-//!   into a tonic server by itself, and its handlers commit replies together with rows.
+//!   into a tonic server by itself, and its handlers commit replies together with rows. Turn it on in
+//!   every tonic server.
 //! - `client`: the other end, requests that go out: [`client`], and [`Execution::current`].
 //! - `testing`: the conformance suite, and a test of random operations, for stores of your own.
 //!

@@ -97,7 +97,8 @@ use crate::{
 /// With the feature `grpc`, a request whose `Content-Type` is `application/grpc` is refused by a gRPC
 /// status, and a gRPC answer is judged by its own. There is nothing to set; but every gRPC call is a
 /// POST, so say by [`covers`](Self::covers) which methods are meant. [`stacks`](crate::stacks) has a
-/// tonic server.
+/// tonic server. Turn the feature on in every one: without it a refusal is a problem document, which
+/// clients of gRPC cannot read, and each error of a handler counts as failed.
 ///
 /// # Connections
 ///

@@ -1,6 +1,6 @@
 //! What a handler's answer says about its operation: the [`Verdict`], and the presets that judge.
 
-use http::{HeaderMap, StatusCode, response::Parts};
+use http::{HeaderMap, StatusCode, header, response::Parts};
 
 #[cfg(feature = "grpc")]
 use super::grpc;
@@ -26,6 +26,9 @@ pub enum Verdict {
 /// 408 is failed: the layer has read the request to its end, so it was the handler that took too
 /// long (a timeout layer inside answers so), and how far it came is not known.
 ///
+/// So is an answer of gRPC whose `grpc-status` tells of an error, though its status is 200. Which errors
+/// say that nothing was done is known to the feature `grpc` alone.
+///
 /// ```
 /// use tower_idempotency::verdict::{self, Verdict};
 ///
@@ -43,13 +46,26 @@ pub enum Verdict {
 /// assert_eq!(judge(503), Verdict::Failed);
 /// ```
 #[must_use]
-pub fn by_status(parts: &Parts, _trailers: Option<&HeaderMap>) -> Verdict {
+pub fn by_status(parts: &Parts, trailers: Option<&HeaderMap>) -> Verdict {
     match parts.status {
+        // Recorded, it would be the answer to every retry (U04).
+        status if status.is_success() && is_grpc_error(parts, trailers) => Verdict::Failed,
         status if status < StatusCode::BAD_REQUEST => Verdict::Completed,
         StatusCode::REQUEST_TIMEOUT => Verdict::Failed,
         status if status.is_client_error() => Verdict::Rejected,
         _ => Verdict::Failed,
     }
+}
+
+/// Of gRPC-Web too, where the status is in a head or in trailers.
+fn is_grpc_error(parts: &Parts, trailers: Option<&HeaderMap>) -> bool {
+    let kind = parts.headers.get(header::CONTENT_TYPE);
+    if !kind.is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc")) {
+        return false;
+    }
+    let said = |headers: &HeaderMap| headers.get("grpc-status").map(|code| code != "0");
+    let said = trailers.and_then(said).or_else(|| said(&parts.headers));
+    said.unwrap_or(false)
 }
 
 /// gRPC by its status, and all else [`by_status`]. The default with the feature `grpc`.

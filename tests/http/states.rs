@@ -10,7 +10,7 @@ use std::{
 
 use bytes::Bytes;
 use futures::{FutureExt, future::BoxFuture};
-use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
 use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_idempotency::{Entry, Execution, Outcome, Reason, State, Store, verdict};
@@ -190,6 +190,43 @@ async fn s04_i06_errors_can_be_recorded() {
             assert_eq!((error.status.as_u16(), error.is_replay()), (status, replay));
         }
         assert_eq!(effects.count(), 1);
+    }
+}
+
+/// U04: an error of gRPC has the status 200, and is none the less no success: also where the layer was
+/// built without the feature `grpc`, and where gRPC-Web has made something else of the answer.
+#[tokio::test]
+async fn u04_an_error_of_grpc_is_not_replayed() {
+    for kind in ["application/grpc", "application/grpc-web"] {
+        for in_head in [true, false] {
+            let effects = Effects::default();
+            let counted = effects.clone();
+            let handler = move |_: Handled| {
+                let code = if counted.add() == 1 { "14" } else { "0" };
+                let status = HeaderMap::from_iter([(
+                    HeaderName::from_static("grpc-status"),
+                    HeaderValue::from_static(code),
+                )]);
+                let response = Response::builder().header("content-type", kind);
+                async move {
+                    let mut response = response.body(YieldingBody::new([])).unwrap();
+                    match in_head {
+                        true => response.headers_mut().extend(status),
+                        false => *response.body_mut() = YieldingBody::new([]).trailers(status),
+                    }
+                    Ok::<_, Infallible>(response)
+                }
+            };
+            let service = layer(Scripted::new()).layer(service_fn(handler));
+            let mut told = Vec::new();
+            for body in ["b", "other", "b", "b"] {
+                let answer = service.clone().oneshot(post("k", body)).await.unwrap();
+                let answer = read(answer).await;
+                told.push((answer.status.as_u16(), answer.is_replay()));
+            }
+            let expected = [(200, false), (422, false), (200, false), (200, true)];
+            assert_eq!((&told[..], effects.count()), (&expected[..], 2), "{kind}");
+        }
     }
 }
 
