@@ -34,6 +34,8 @@ use tower_idempotency::{
 
 #[cfg(feature = "grpc")]
 use tower_idempotency::verdict::by_grpc_status as by_upstream;
+#[cfg(not(feature = "grpc"))]
+use tower_idempotency::verdict::by_status as by_upstream;
 
 use crate::{
     config::{self, Config, Conflict, Key, PathPattern, Refusals, Route, ScopeBy, Unknown, plain},
@@ -153,17 +155,6 @@ fn judge(unknown: Unknown, answer: &response::Parts, trailers: Option<&HeaderMap
     match (verdict, unknown) {
         (Verdict::Failed, Unknown::Keep) => Verdict::Completed,
         (verdict, _) => verdict,
-    }
-}
-
-/// Which errors of gRPC say that nothing was done is known to the feature `grpc` alone. But none is
-/// a success, though each is a 200.
-#[cfg(not(feature = "grpc"))]
-fn by_upstream(answer: &response::Parts, trailers: Option<&HeaderMap>) -> Verdict {
-    let said = |headers: &HeaderMap| headers.get("grpc-status").map(|code| code != "0");
-    match trailers.and_then(said).or_else(|| said(&answer.headers)) {
-        Some(true) => Verdict::Failed,
-        _ => tower_idempotency::verdict::by_status(answer, trailers),
     }
 }
 
